@@ -1,0 +1,180 @@
+"""A dataset is a folder: either with a `manifest.jsonl`, or with `rgb/ ir/ [seg/]` folders of equal file names.
+
+The second layout is that of the paper's released IR-500K data (captions in `captions.json` when present).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+KINDS = ("pairs", "crops", "infrared")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_MAX_LISTED = 20
+
+
+class DataError(ValueError):
+    """A dataset that cannot be used; the message names the offending files."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One scene. `visible` is RGB, `infrared` is gray; either may be None, never both."""
+
+    id: str
+    kind: str
+    source: str
+    scene: str
+    split: str
+    visible: Path | None
+    infrared: Path | None
+    segmentation: Path | None = None
+    caption: str | None = None
+
+
+def read_examples(
+    folder: str | Path,
+    split: str | None = None,
+    kinds: Sequence[str] | None = None,
+    sources: Sequence[str] | None = None,
+) -> list[Example]:
+    """Read the examples of a dataset folder, filtered by split, kind and source.
+
+    Raises:
+        DataError: the folder has neither layout, a record is malformed, a named file is missing, or nothing is left.
+    """
+    folder = Path(folder)
+    if (folder / "manifest.jsonl").is_file():
+        examples = _read_manifest(folder)
+    elif (folder / "ir").is_dir():
+        examples = _read_folders(folder)
+    else:
+        raise DataError(f"{folder} is not a dataset: expected a manifest.jsonl, or folders rgb/ and ir/ of equal names")
+    chosen = [
+        example
+        for example in examples
+        if (split is None or example.split == split)
+        and (kinds is None or example.kind in kinds)
+        and (sources is None or example.source in sources)
+    ]
+    if not chosen:
+        raise DataError(
+            f"{folder} has no example with split={split!r}, kinds={kinds!r}, sources={sources!r}; "
+            f"it has splits {sorted({e.split for e in examples})}, kinds {sorted({e.kind for e in examples})}, "
+            f"sources {sorted({e.source for e in examples})}"
+        )
+    return chosen
+
+
+def _read_manifest(folder: Path) -> list[Example]:
+    examples, problems = [], []
+    for number, line in enumerate((folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            paths = {
+                key: folder / record[key] if record.get(key) else None
+                for key in ("visible", "infrared", "segmentation")
+            }
+            example = Example(
+                id=record["id"],
+                kind=record["kind"],
+                source=record["source"],
+                scene=record.get("scene", record["id"]),
+                split=record["split"],
+                caption=record.get("caption"),
+                **paths,
+            )
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            problems.append(f"manifest.jsonl line {number}: {type(error).__name__}: {error}")
+            continue
+        if example.kind not in KINDS:
+            problems.append(f"{example.id}: kind {example.kind!r} is none of {KINDS}")
+        elif example.kind != "infrared" and (example.visible is None or example.infrared is None):
+            problems.append(f"{example.id}: kind {example.kind!r} needs a visible and an infrared image")
+        problems += [f"{example.id}: no file {path}" for path in paths.values() if path and not path.is_file()]
+        examples.append(example)
+    _raise_problems(folder, problems)
+    return examples
+
+
+def _read_folders(folder: Path) -> list[Example]:
+    files = {
+        name: {path.stem: path for path in sorted((folder / name).glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES}
+        for name in ("rgb", "ir", "seg")
+    }
+    captions_file = folder / "captions.json"
+    captions = json.loads(captions_file.read_text(encoding="utf-8")) if captions_file.is_file() else {}
+    problems = [f"rgb/{path.name} has no partner in ir/" for stem, path in files["rgb"].items() if stem not in files["ir"]]
+    if files["rgb"]:
+        problems += [
+            f"ir/{path.name} has no partner in rgb/" for stem, path in files["ir"].items() if stem not in files["rgb"]
+        ]
+    _raise_problems(folder, problems)
+    return [
+        Example(
+            id=stem,
+            kind="pairs" if files["rgb"] else "infrared",
+            source=folder.name,
+            scene=stem,
+            split="train",
+            visible=files["rgb"].get(stem),
+            infrared=path,
+            segmentation=files["seg"].get(stem),
+            caption=captions.get(stem) or captions.get(path.name),
+        )
+        for stem, path in files["ir"].items()
+    ]
+
+
+def check_examples(examples: Iterable[Example]) -> None:
+    """Decode every image once and compare sizes, so that a broken file stops a training before it starts.
+
+    Raises:
+        DataError: lists each file that cannot be read and each pair of unequal sizes.
+    """
+    problems = []
+    for example in examples:
+        sizes = {}
+        for role in ("visible", "infrared", "segmentation"):
+            path = getattr(example, role)
+            if path is None:
+                continue
+            try:
+                with Image.open(path) as image:
+                    image.load()
+                    sizes[role] = image.size
+            except (OSError, UnidentifiedImageError) as error:
+                problems.append(f"{path}: cannot be read ({error})")
+        if len(set(sizes.values())) > 1:
+            problems.append(f"{example.id}: sizes differ: {', '.join(f'{k} {w}x{h}' for k, (w, h) in sizes.items())}")
+    _raise_problems("the dataset", problems)
+
+
+def split_validation(examples: Sequence[Example], fraction: float = 0.1) -> tuple[list[Example], list[Example]]:
+    """Split train examples into (train, validation) by scene.
+
+    A scene is held out when the hash of its name falls into the first `fraction` of the range: the choice does not
+    depend on which other examples are there, so every stage and every phase holds out the same scenes.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction must lie in [0, 1), got {fraction}")
+
+    def held_out(example: Example) -> bool:
+        digest = hashlib.sha256(f"{example.source}/{example.scene}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") < fraction * 2**32
+
+    train = [example for example in examples if not held_out(example)]
+    return train, [example for example in examples if held_out(example)]
+
+
+def _raise_problems(where: str | Path, problems: list[str]) -> None:
+    if problems:
+        more = f"\n  ... and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
+        raise DataError(f"{len(problems)} problem(s) in {where}:\n  " + "\n  ".join(problems[:_MAX_LISTED]) + more)

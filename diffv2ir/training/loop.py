@@ -1,0 +1,349 @@
+"""One training loop for every model of the project.
+
+All randomness is a function of (seed, position in the run), never of a generator's history: sample number n always sees
+the same example, noise and augmentation. A run that is killed and resumed therefore ends with the same weights as one
+that was never interrupted, and the same holds for any number of accumulation steps or processes up to rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+_STEP_DIGITS = 7
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on; the last good checkpoint stays in place."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What every training has in common.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: samples per optimizer step, over all processes and accumulation steps.
+        micro_batch_size: samples per forward pass of one process; None = as many as there are.
+        schedule: "cosine" (to zero) or "constant", after a linear warm-up of `warmup_steps`.
+        ema_decay: decay of the weight average that is saved and validated; 0 = the weights themselves.
+        keep_checkpoints: how many of the newest checkpoints stay on disk.
+    """
+
+    steps: int
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    schedule: str = "cosine"
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 200
+    validate_every: int = 0
+    keep_checkpoints: int = 2
+    mixed_precision: str = "no"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of the optimizer step with index `step` (0-based)."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.schedule == "constant":
+            return self.learning_rate * warm
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Sample number `position` of a run: which example it is, and its own random numbers."""
+
+    position: int
+    epoch: int
+    index: int
+    seed: int
+
+    def generator(self) -> torch.Generator:
+        """A fresh CPU generator; the same numbers every time it is asked for."""
+        return torch.Generator().manual_seed(mix_seed(self.seed, self.position))
+
+
+def mix_seed(*parts: int) -> int:
+    """A 63-bit seed from several integers; neighbouring inputs give unrelated seeds (splitmix64)."""
+    state = 0
+    for part in parts:
+        state = (state ^ (part & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+class Sampler:
+    """The order of examples: a permutation per epoch, or draws by weight when `weights` is given."""
+
+    def __init__(self, count: int, seed: int, weights: Sequence[float] | None = None):
+        if count < 1:
+            raise ValueError("there is no example to train on")
+        if weights is not None and len(weights) != count:
+            raise ValueError(f"expected {count} weights, got {len(weights)}")
+        self.count, self.seed = count, seed
+        self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def _make_order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, 1, epoch))
+        if self.weights is None:
+            return torch.randperm(self.count, generator=generator).tolist()
+        return torch.multinomial(self.weights, self.count, replacement=True, generator=generator).tolist()
+
+    def draws(self, step: int, batch_size: int) -> list[Draw]:
+        """The samples of optimizer step `step`."""
+        result = []
+        for position in range(step * batch_size, (step + 1) * batch_size):
+            epoch, place = divmod(position, self.count)
+            result.append(Draw(position, epoch, self._order(epoch)[place], self.seed))
+        return result
+
+
+Loss = Callable[[nn.Module, list[Draw]], dict[str, Tensor]]
+
+
+class Loop:
+    """Train `model` so that `loss(model, draws)["loss"]` falls.
+
+    Args:
+        config: see `LoopConfig`.
+        output: folder of the run: `checkpoints/step-*`, `tensorboard/`, `history.json`.
+        model: only parameters with `requires_grad` are trained, averaged and kept in the trainer's state.
+        loss: maps draws to scalar tensors that are means over the draws; "loss" is minimised, all are logged.
+        count: number of examples; weights: their relative frequencies.
+        save: `save(folder, model)` writes the model (with averaged weights) in loadable form into each checkpoint.
+        validate: `validate(model, step)` returns figures to log; runs with the averaged weights.
+    """
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        output: str | Path,
+        model: nn.Module,
+        loss: Loss,
+        count: int,
+        *,
+        weights: Sequence[float] | None = None,
+        save: Callable[[Path, nn.Module], None] | None = None,
+        validate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+        name: str = "training",
+    ):
+        self.config, self.output, self.loss, self.save, self.validate, self.name = (
+            config, Path(output), loss, save, validate, name,
+        )  # fmt: skip
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.sampler = Sampler(count, config.seed, weights)
+        self.plain_model = model.to(self.accelerator.device)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("the model has no trainable parameter")
+        optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(self.plain_model, optimizer)
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True) if config.ema_decay else None
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        share, rest = divmod(config.batch_size, self.accelerator.num_processes)
+        if rest:
+            raise ValueError(
+                f"batch_size {config.batch_size} cannot be shared by {self.accelerator.num_processes} processes"
+            )
+        self.micro = config.micro_batch_size or share
+        if share % self.micro:
+            raise ValueError(f"micro_batch_size {self.micro} does not divide the {share} samples of one process")
+        self.share = share
+
+    def run(self) -> nn.Module:
+        """Resume from the newest checkpoint, train to the end, and return the model with its averaged weights."""
+        self._resume()
+        if self.step < self.config.steps:
+            self._train()
+        if self.ema:
+            self.ema.copy_to(self.parameters)
+        return self.plain_model
+
+    def _train(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        main = self.accelerator.is_main_process
+        writer = SummaryWriter(self.output / "tensorboard", purge_step=self.step) if main else None
+        bar = tqdm(total=self.config.steps, initial=self.step, desc=self.name, disable=not main, mininterval=5)
+        self.model.train()
+        sums: dict[str, float] = {}
+        started, seen = time.monotonic(), 0
+        while self.step < self.config.steps:
+            for key, value in self._optimizer_step().items():
+                sums[key] = sums.get(key, 0.0) + value
+            self.step += 1
+            seen += 1
+            bar.update()
+            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                means = {key: value / seen for key, value in sums.items()}
+                means["seconds_per_step"] = (time.monotonic() - started) / seen
+                self._log(writer, means)
+                bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()})
+                sums, seen, started = {}, 0, time.monotonic()
+            last = self.step == self.config.steps
+            if self.validate and self.config.validate_every and (self.step % self.config.validate_every == 0 or last):
+                self._log(writer, self._with_average(lambda: self.validate(self.plain_model, self.step)))
+                started = time.monotonic()
+            if self.step % self.config.checkpoint_every == 0 or last:
+                self.checkpoint()
+        bar.close()
+        if writer:
+            writer.close()
+
+    def _optimizer_step(self) -> dict[str, float]:
+        config, accelerator = self.config, self.accelerator
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(self.step)
+        draws = self.sampler.draws(self.step, config.batch_size)
+        mine = draws[accelerator.process_index * self.share : (accelerator.process_index + 1) * self.share]
+        chunks = [mine[i : i + self.micro] for i in range(0, self.share, self.micro)]
+        sums: dict[str, float] = {}
+        for number, chunk in enumerate(chunks):
+            # Layers with dropout draw from the global generator: tie it to the step as well.
+            torch.manual_seed(mix_seed(config.seed, 2, chunk[0].position))
+            sync = number == len(chunks) - 1
+            with accelerator.autocast(), _maybe_no_sync(accelerator, self.model, sync):
+                losses = self.loss(self.model, chunk)
+                accelerator.backward(losses["loss"] / len(chunks))
+            for key, value in losses.items():
+                sums[key] = sums.get(key, 0.0) + value.item() / len(chunks)
+        norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        if not (math.isfinite(sums["loss"]) and torch.isfinite(norm)):
+            last = latest_checkpoint(self.output)
+            raise TrainingError(
+                f"{self.name}: step {self.step + 1} gave loss {sums['loss']} and gradient norm {float(norm)}. "
+                f"Last good checkpoint: {last.name if last else 'none'}. Lower learning_rate "
+                f"(now {config.learning_rate:g}) or turn mixed_precision off, then start again to resume."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.step(self.parameters)
+        return sums
+
+    def _log(self, writer, values: dict[str, float]) -> None:
+        self.history.append({"step": self.step, **values})
+        if writer:
+            for key, value in values.items():
+                writer.add_scalar(key, value, self.step)
+
+    def _with_average(self, function):
+        """Run `function` with the averaged weights in evaluation mode, then put the weights back."""
+        if self.ema:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+        self.plain_model.eval()
+        try:
+            with torch.no_grad():
+                return function()
+        finally:
+            self.plain_model.train()
+            if self.ema:
+                self.ema.restore(self.parameters)
+
+    def checkpoint(self) -> Path:
+        """Write a checkpoint: into a hidden folder, flushed to disk, then renamed. Older ones go only after that."""
+        folder = self.output / "checkpoints" / f"step-{self.step:0{_STEP_DIGITS}d}"
+        if self.accelerator.is_main_process:
+            write_atomically(folder, self._write_checkpoint)
+            for old in sorted(folder.parent.glob("step-*"))[: -self.config.keep_checkpoints]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        state = {
+            "step": self.step,
+            "parameters": [p.detach() for p in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+        }
+        torch.save(state, folder / "trainer.pt")
+        (folder / "history.json").write_text(json.dumps({"config": asdict(self.config), "history": self.history}))
+        if self.save:
+            self._with_average(lambda: self.save(folder, self.plain_model))
+
+    def _resume(self) -> None:
+        folder = latest_checkpoint(self.output)
+        if folder is None:
+            return
+        state = torch.load(folder / "trainer.pt", map_location=self.accelerator.device, weights_only=True)
+        saved = json.loads((folder / "history.json").read_text())
+        shapes = [tuple(p.shape) for p in self.parameters]
+        if [tuple(p.shape) for p in state["parameters"]] != shapes:
+            raise TrainingError(f"{folder} was written by a model of another shape; choose another output folder")
+        for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+            parameter.data.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.accelerator.device)
+        self.step, self.history = state["step"], saved["history"]
+        logger.info("%s: resumed at step %d of %d from %s", self.name, self.step, self.config.steps, folder)
+
+
+def latest_checkpoint(output: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    found = sorted((Path(output) / "checkpoints").glob("step-*"))
+    return found[-1] if found else None
+
+
+def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, flush it, and only then give it its name. A failure leaves nothing behind."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        for path in [*partial.rglob("*"), partial]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def _maybe_no_sync(accelerator: Accelerator, model: nn.Module, sync: bool):
+    from contextlib import nullcontext
+
+    return nullcontext() if sync else accelerator.no_sync(model)
