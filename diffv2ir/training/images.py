@@ -1,0 +1,32 @@
+"""Images as training tensors: float32 CHW in [-1, 1], three channels (gray is repeated)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """Read an image file as 8-bit RGB."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """PIL RGB -> float32 (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def resize_shorter(image: Image.Image, size: int) -> Image.Image:
+    """Resize so that the shorter side is `size` pixels, keeping the aspect ratio."""
+    scale = size / min(image.size)
+    return image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def random_integer(high: int, generator: torch.Generator) -> int:
+    """An integer in [0, high]."""
+    return int(torch.randint(high + 1, (), generator=generator))
