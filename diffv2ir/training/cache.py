@@ -1,0 +1,187 @@
+"""Captions, segmentation maps and latents, made once per image and kept on disk, keyed by content.
+
+A latent key holds the hashes of the images, of the autoencoder's weights and of the crop: changing any of them makes a
+new entry, and nothing stale is ever read. Each example has `variants` different views (resize to 286, random 256 crop,
+flip; the same for visible, infrared and map, as in the paper); epoch e of a training uses view e mod `variants`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import BlipForConditionalGeneration, BlipProcessor
+
+from diffv2ir.data import Example
+from diffv2ir.training.images import load_rgb, random_integer, resize_shorter, to_tensor
+from diffv2ir.training.loop import mix_seed
+from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Geometry of training views (paper Sec. 5.1): shorter side to `resize`, random `crop`, horizontal flip."""
+
+    resize: int = 286
+    crop: int = 256
+    flip: bool = True
+    variants: int = 4
+
+
+@lru_cache(maxsize=200_000)
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over names and values of a module's state."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _key(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _write(path: Path, write) -> None:
+    """Write through a temporary name, so that a killed run leaves no half file under the real one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    write(partial)
+    partial.replace(path)
+
+
+class CaptionCache:
+    """Captions by BLIP for examples whose dataset has none."""
+
+    def __init__(self, folder: Path, model: BlipForConditionalGeneration | None, processor: BlipProcessor | None):
+        self.file, self.model, self.processor = folder / "captions.json", model, processor
+        self.known: dict[str, str] = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self._model_hash = weights_hash(model) if model is not None else ""
+
+    def fill(self, examples: Sequence[Example], batch_size: int = 8) -> None:
+        """Caption what has no caption yet; saved after every batch."""
+        wanted = [e for e in examples if e.visible and not e.caption and self._key(e) not in self.known]
+        for start in tqdm(range(0, len(wanted), batch_size), desc="captions", disable=not wanted):
+            batch = wanted[start : start + batch_size]
+            captions = caption_images(self.model, self.processor, [load_rgb(e.visible) for e in batch])
+            self.known.update(zip(map(self._key, batch), captions, strict=True))
+            _write(self.file, lambda path: path.write_text(json.dumps(self.known)))
+
+    def caption(self, example: Example) -> str:
+        """The dataset's caption, else BLIP's."""
+        return example.caption or self.known[self._key(example)]
+
+    def _key(self, example: Example) -> str:
+        return _key(file_hash(example.visible), self._model_hash)
+
+
+class MapCache:
+    """Segmentation maps as PNG files; a map that comes with the dataset is used as it is."""
+
+    def __init__(self, folder: Path, segmenter: SamSegmenter, style: str):
+        self.folder, self.segmenter, self.style = folder / "maps", segmenter, style
+        self._model_hash = weights_hash(segmenter) + json.dumps(dict(segmenter.config), sort_keys=True, default=str)
+
+    def path(self, example: Example) -> Path:
+        """Where the map of an example lies, or will lie."""
+        if example.segmentation:
+            return example.segmentation
+        key = _key(file_hash(example.visible), self._model_hash, self.style)
+        return self.folder / key[:2] / f"{key}.png"
+
+    def fill(self, examples: Sequence[Example]) -> None:
+        """Segment what has no map yet."""
+        wanted = [e for e in examples if e.visible and not self.path(e).is_file()]
+        for example in tqdm(wanted, desc="segmentation maps", disable=not wanted, mininterval=5):
+            image = load_rgb(example.visible)
+            drawn = segmentation_map(self.segmenter.masks(image), image.size, self.style)
+            _write(self.path(example), drawn.save)
+
+
+class LatentCache:
+    """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled."""
+
+    def __init__(self, folder: Path, vae: torch.nn.Module, view: ViewConfig, maps: MapCache | None, seed: int = 0):
+        self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
+        self._vae_hash = weights_hash(vae)
+
+    def roles(self, example: Example) -> dict[str, Path]:
+        """The images of an example that are encoded."""
+        paths = {"visible": example.visible, "infrared": example.infrared}
+        if self.maps is not None and example.visible:
+            paths["segmentation"] = self.maps.path(example)
+        return {role: path for role, path in paths.items() if path}
+
+    def fill(self, examples: Sequence[Example], batch_size: int = 8) -> None:
+        """Encode every view that is not there yet."""
+        wanted = [
+            (example, variant)
+            for variant in range(self.view.variants)
+            for example in examples
+            if not self._path(example, variant).is_file()
+        ]
+        for start in tqdm(range(0, len(wanted), batch_size), desc="latents", disable=not wanted, mininterval=5):
+            self._encode(wanted[start : start + batch_size])
+
+    def load(self, example: Example, epoch: int) -> dict[str, Tensor]:
+        """The view of an example that belongs to `epoch`, as float32."""
+        stored = load_file(self._path(example, epoch % self.view.variants))
+        return {role: value.float() for role, value in stored.items()}
+
+    @torch.no_grad()
+    def _encode(self, batch: list[tuple[Example, int]]) -> None:
+        parameter = next(self.vae.parameters())
+        views, owners = [], []
+        for number, (example, variant) in enumerate(batch):
+            for role, path in self.roles(example).items():
+                views.append(to_tensor(self._view(load_rgb(path), example, variant)))
+                owners.append((number, role))
+        images = torch.stack(views).to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+        latents = encode_mode(self.vae, images).half().cpu()  # [N, C, h, w]
+        entries: list[dict[str, Tensor]] = [{} for _ in batch]
+        for (number, role), latent in zip(owners, latents, strict=True):
+            entries[number][role] = latent.contiguous()
+        for (example, variant), entry in zip(batch, entries, strict=True):
+            _write(self._path(example, variant), lambda path, entry=entry: save_file(entry, path))
+
+    def _geometry(self, example: Example, variant: int) -> torch.Generator:
+        content = int(_key(sorted(file_hash(p) for p in (example.visible, example.infrared) if p))[:15], 16)
+        return torch.Generator().manual_seed(mix_seed(self.seed, content, variant))
+
+    def _view(self, image: Image.Image, example: Example, variant: int) -> Image.Image:
+        generator, view = self._geometry(example, variant), self.view
+        image = resize_shorter(image, view.resize)
+        left = random_integer(image.width - view.crop, generator)
+        top = random_integer(image.height - view.crop, generator)
+        image = image.crop((left, top, left + view.crop, top + view.crop))
+        flip = view.flip and bool(torch.rand((), generator=generator) < 0.5)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+
+    def _path(self, example: Example, variant: int) -> Path:
+        hashes = {role: file_hash(p) if role != "segmentation" else p.stem for role, p in self.roles(example).items()}
+        view = [self.view.resize, self.view.crop, self.view.flip, variant, self.seed]
+        key = _key(hashes, self._vae_hash, view)
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+
+def encode_mode(vae: torch.nn.Module, images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in [-1, 1] -> the encoder's mode (N, C, h, w), not scaled."""
+    encoded = vae.encode(images)
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents

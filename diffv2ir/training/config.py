@@ -1,0 +1,51 @@
+"""YAML files -> the frozen dataclasses of this package, with every unknown or missing key named."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+def load_config(path: str | Path, kind: type[T]) -> T:
+    """Read a YAML file into the dataclass `kind`.
+
+    Raises:
+        ValueError: the file has an unknown key, lacks a required one, or a value is refused; the message names it.
+    """
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    try:
+        return from_mapping(values, kind)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def from_mapping(values: dict[str, Any], kind: type[T]) -> T:
+    """Build dataclass `kind` from a mapping; nested dataclasses from nested mappings, tuples from lists."""
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"unknown setting(s) {unknown} of {kind.__name__}; it has {sorted(fields)}")
+    return kind(**{name: _convert(value, hints[name]) for name, value in values.items()})
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    if value is None:
+        return None
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            return from_mapping(value, option)
+        if typing.get_origin(option) is tuple and isinstance(value, list):
+            return tuple(value)
+        if option is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+            return float(value)  # YAML reads 1e-4 as a string
+    return value

@@ -1,0 +1,138 @@
+"""The diffusion objective shared by the text-to-image base and the three phases (paper Sec. 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from diffv2ir.training.loop import Draw
+
+# The seven non-empty subsets of {V, S, T}, in the order of their 2 % bands.
+DROPPED_SUBSETS = ("V", "S", "T", "VS", "VT", "ST", "VST")
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Which noise levels are trained, and how they weigh.
+
+    Attributes:
+        high_noise_share: share of the samples whose timestep is drawn from [high_noise_from, T) alone. The high-noise
+            end decides the structure of the picture, and is where an image condition matters most.
+        snr_gamma: min-SNR weighting (Hang et al. 2023); None = every timestep weighs the same.
+    """
+
+    high_noise_share: float = 0.0
+    high_noise_from: int = 600
+    snr_gamma: float | None = None
+
+
+def dropped_conditions(uniform: float, band: float = 0.02) -> str:
+    """The conditions to drop for one uniform draw in [0, 1): seven bands, one for each subset of {V, S, T}."""
+    number = int(uniform / band) if band > 0 else len(DROPPED_SUBSETS)
+    return DROPPED_SUBSETS[number] if number < len(DROPPED_SUBSETS) else ""
+
+
+def draw_timestep(config: NoiseConfig, count: int, generator: torch.Generator) -> int:
+    """One timestep in [0, count)."""
+    high = float(torch.rand((), generator=generator)) < config.high_noise_share
+    low = config.high_noise_from if high else 0
+    return int(torch.randint(low, count, (), generator=generator))
+
+
+class PromptEncoder:
+    """Prompts -> embeddings (N, L, D) with the frozen text encoder; each distinct prompt is encoded once."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, memory: int = 20_000):
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+        self._encode = lru_cache(maxsize=memory)(self._encode_one)
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        return torch.stack([self._encode(prompt) for prompt in prompts])  # [N, L, D]
+
+    @torch.no_grad()
+    def _encode_one(self, prompt: str) -> Tensor:
+        tokens = self.tokenizer(
+            prompt,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        return self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state[0].float()
+
+
+class DiffusionObjective:
+    """Noise a target latent, let the UNet predict, compare.
+
+    Args:
+        scheduler: noise schedule and prediction type ("epsilon" or "v_prediction") of the model.
+        scaling_factor: of the autoencoder; the target latent is multiplied by it, conditions are not.
+    """
+
+    def __init__(self, scheduler: DDPMScheduler, prompts: PromptEncoder, scaling_factor: float, noise: NoiseConfig):
+        self.scheduler, self.prompts, self.scaling_factor, self.noise = scheduler, prompts, scaling_factor, noise
+
+    def __call__(
+        self, unet: nn.Module, draws: list[Draw], targets: Tensor, prompts: list[str], conditions: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Loss of a batch.
+
+        Args:
+            unet: the (possibly wrapped) UNet.
+            draws: the N samples; noise and timestep come from their generators.
+            targets: unscaled latents (N, C, h, w). prompts: N strings.
+            conditions: latents (N, 2C, h, w) of visible image and map, or None for a text-to-image model.
+        """
+        device = next(unet.parameters()).device
+        total = self.scheduler.config.num_train_timesteps
+        generators = [draw.generator() for draw in draws]
+        timesteps = torch.tensor([draw_timestep(self.noise, total, g) for g in generators], device=device)
+        noise = torch.stack([torch.randn(targets.shape[1:], generator=g) for g in generators]).to(device)
+        latents = targets.to(device) * self.scaling_factor  # [N, C, h, w]
+        sample = self.scheduler.add_noise(latents, noise, timesteps)
+        if conditions is not None:
+            sample = torch.cat([sample, conditions.to(device)], dim=1)  # [N, 3C, h, w]
+        sample = sample.contiguous(memory_format=torch.channels_last)
+        predicted = unet(sample, timesteps, self.prompts(prompts).to(device)).sample.float()
+        errors = F.mse_loss(predicted, self._wanted(latents, noise, timesteps), reduction="none").mean(dim=(1, 2, 3))
+        losses = {"loss": (errors * self._weights(timesteps)).mean()}
+        high = timesteps >= self.noise.high_noise_from
+        if high.any():
+            losses["high_noise"] = errors[high].mean().detach()
+        return losses
+
+    def _wanted(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(latents, noise, timesteps)
+        return noise
+
+    def _weights(self, timesteps: Tensor) -> Tensor:
+        if self.noise.snr_gamma is None:
+            return torch.ones(len(timesteps), device=timesteps.device)
+        alphas = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+        snr = alphas / (1 - alphas).clamp(min=1e-8)
+        clipped = snr.clamp(max=self.noise.snr_gamma)
+        offset = 1 if self.scheduler.config.prediction_type == "v_prediction" else 0
+        return clipped / (snr + offset).clamp(min=1e-8)
+
+
+def build_unet(
+    block_out_channels: tuple[int, ...], layers_per_block: int, cross_attention_dim: int, heads: int, **config
+) -> UNet2DConditionModel:
+    """A Stable-Diffusion UNet of other widths: cross-attention in all resolutions but the first."""
+    levels = len(block_out_channels)
+    return UNet2DConditionModel(
+        block_out_channels=block_out_channels,
+        layers_per_block=layers_per_block,
+        cross_attention_dim=cross_attention_dim,
+        attention_head_dim=heads,
+        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (levels - 1),
+        up_block_types=["CrossAttnUpBlock2D"] * (levels - 1) + ["UpBlock2D"],
+        **config,
+    )

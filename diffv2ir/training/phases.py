@@ -1,0 +1,326 @@
+"""Progressive learning (paper Sec. 3.3): the text-to-image base, and phases 1, 2 and 3, each one call of `train_phase`.
+
+| phase | starts from | learns from | trains | ends as |
+| base | random weights | visible photos and captions | all | text-to-image folder |
+| 1 | text-to-image folder | infrared images, "an infrared image" | LoRA | the same, LoRA merged, adapter kept |
+| 2 | text-to-image folder | pairs of all cameras | all, conv_in widened to 12 channels | bundle |
+| 3 | bundle | pairs of the target style | LoRA or all | bundle with a style, or of the style |
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from diffv2ir.data import DataError, Example
+from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig
+from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, latest_checkpoint, write_atomically
+from diffv2ir.unet import merge_lora, widen_conv_in
+from diffv2ir.vlum import INFRARED_PROMPT, SamSegmenter, build_prompt
+
+logger = logging.getLogger(__name__)
+
+PHASES = ("base", "1", "2", "3")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapter: `rank`, `alpha` (scale alpha / rank) and the names of the layers it is attached to."""
+
+    rank: int = 16
+    alpha: int = 16
+    targets: tuple[str, ...] = ATTENTION
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """Architecture of a base trained from scratch; the fields are those of diffusers' UNet2DConditionModel."""
+
+    block_out_channels: tuple[int, ...] = (64, 128, 192)
+    layers_per_block: int = 1
+    heads: int = 4
+    norm_num_groups: int = 16
+    sample_size: int = 32
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One phase.
+
+    Attributes:
+        phase: "base", "1", "2" or "3".
+        kinds, sources: which examples; None = all that fit the phase.
+        source_weights: relative frequency of a source's (or "source/kind"'s) examples; 1 where not named.
+        style: name of the target style (phase 3 only).
+        lora: adapter settings; None trains all weights.
+        dropout: width of each of the seven condition-dropout bands; in base, the chance of an empty prompt.
+        validation_fraction: part of the scenes that is held out.
+        map_style: style of the segmentation maps; travels with the bundle.
+    """
+
+    phase: str
+    loop: LoopConfig
+    noise: NoiseConfig = NoiseConfig()
+    view: ViewConfig = ViewConfig()
+    kinds: tuple[str, ...] | None = None
+    sources: tuple[str, ...] | None = None
+    source_weights: dict[str, float] = field(default_factory=dict)
+    style: str | None = None
+    lora: LoraSettings | None = None
+    unet: UNetSettings = UNetSettings()
+    dropout: float = 0.02
+    validation_fraction: float = 0.1
+    map_style: str = "regions"
+    defaults: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES:
+            raise ValueError(f"phase must be one of {PHASES}, got {self.phase!r}")
+        if (self.phase == "3") != (self.style is not None):
+            raise ValueError("phase 3, and only phase 3, needs a style name")
+        if self.phase == "1" and self.lora is None:
+            raise ValueError("phase 1 trains a LoRA: set lora")
+        if self.phase in ("base", "2") and self.lora is not None:
+            raise ValueError(f"phase {self.phase} trains all weights: remove lora")
+
+    def fits(self, example: Example) -> bool:
+        """Whether an example is used by this phase."""
+        if self.kinds is not None and example.kind not in self.kinds:
+            return False
+        if self.sources is not None and example.source not in self.sources:
+            return False
+        if self.phase == "1":
+            return example.infrared is not None
+        if self.phase == "base":
+            return example.visible is not None
+        return example.visible is not None and example.infrared is not None
+
+    def weight(self, example: Example) -> float:
+        """Relative frequency of an example."""
+        by_source = self.source_weights.get(example.source, 1.0)
+        return self.source_weights.get(f"{example.source}/{example.kind}", by_source)
+
+
+@dataclass
+class Parts:
+    """Frozen components that every phase needs, from the folder it starts from."""
+
+    folder: Path
+    vae: AutoencoderKL | AutoencoderTiny
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDPMScheduler
+
+    @classmethod
+    def load(cls, folder: Path) -> Parts:
+        """Load from a folder in the diffusers layout; all weights are frozen."""
+        index = json.loads((folder / "model_index.json").read_text())
+        vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}[index["vae"][1]]
+        parts = cls(
+            folder,
+            vae_class.from_pretrained(folder / "vae").eval().requires_grad_(False),
+            CLIPTextModel.from_pretrained(folder / "text_encoder").eval().requires_grad_(False),
+            CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            DDPMScheduler.from_pretrained(folder / "scheduler"),
+        )
+        parts.vae.to(memory_format=torch.channels_last)
+        return parts
+
+
+def train_phase(
+    config: PhaseConfig,
+    examples: Sequence[Example],
+    start: Path,
+    output: Path,
+    *,
+    cache: Path,
+    validation: Sequence[Example] = (),
+    vlum: Path | None = None,
+    validate=None,
+) -> Path:
+    """Run one phase; returns the folder of its result, `output/result`. Resumable; a finished phase returns at once.
+
+    Args:
+        examples: what to train on (filtered by `config.fits`); validation: held-out examples, for figures and sheets.
+        start: folder to start from (diffusers layout; base needs all but the unet).
+        cache: folder of captions, maps and latents, shared by all phases.
+        vlum: folder with captioner, captioner_processor and segmenter; None = `start` has them.
+        validate: `validate(bundle, examples, step, output)` -> figures, called with each phase-2/3 checkpoint's bundle.
+
+    Raises:
+        DataError: nothing to train on. TrainingError: see `Loop`.
+    """
+    result = output / "result"
+    if (result / "model_index.json").is_file():
+        logger.info("phase %s: already finished in %s", config.phase, result)
+        return result
+    chosen = [example for example in examples if config.fits(example)]
+    if not chosen:
+        raise DataError(f"phase {config.phase}: no example of kinds {config.kinds} and sources {config.sources}")
+    held_out = [example for example in validation if config.fits(example)]
+    parts, vlum = Parts.load(start), vlum or start
+    unet = _initial_unet(config, parts)
+    latents = _fill_caches(config, parts, chosen, cache, vlum)
+    captions = CaptionCache(cache, None, None) if config.phase != "1" else None
+    prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
+    objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
+
+    def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
+        batch = [_sample(config, latents, captions, chosen[draw.index], draw) for draw in draws]
+        targets, texts, conditions = zip(*batch, strict=True)
+        joined = None if conditions[0] is None else torch.stack(conditions)
+        return objective(model, draws, torch.stack(targets), list(texts), joined)
+
+    def save(folder: Path, model: nn.Module) -> None:
+        write_result(config, model, start, vlum, folder)
+
+    def validation_figures(model: nn.Module, step: int) -> dict[str, float]:
+        candidate = output / "candidate"
+        write_atomically(candidate, lambda folder: save(folder, model))
+        figures = validate(candidate, held_out, step, output)
+        shutil.rmtree(candidate)
+        return figures
+
+    name = f"phase {config.phase}" + (f" ({config.style})" if config.style else "")
+    loop = Loop(
+        config.loop,
+        output,
+        unet,
+        loss,
+        len(chosen),
+        weights=[config.weight(example) for example in chosen] if config.source_weights else None,
+        save=save,
+        validate=validation_figures if validate and held_out and config.phase in ("2", "3") else None,
+        name=name if config.phase != "base" else "text-to-image base",
+    )
+    model = loop.run()
+    (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
+    write_atomically(result, lambda folder: save(folder, model))
+    return result
+
+
+def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
+    """The UNet a phase starts with, with exactly its trainable parameters requiring gradients."""
+    torch.manual_seed(config.loop.seed)
+    if config.phase == "base":
+        channels = parts.vae.config.latent_channels
+        settings = asdict(config.unet)
+        unet = build_unet(
+            in_channels=channels,
+            out_channels=channels,
+            cross_attention_dim=parts.text_encoder.config.hidden_size,
+            **settings,
+        )
+    else:
+        unet = UNet2DConditionModel.from_pretrained(parts.folder / "unet", torch_dtype=torch.float32)
+    if config.phase == "2":
+        unet = widen_conv_in(unet, 3 * parts.vae.config.latent_channels)
+    unet.train().requires_grad_(config.lora is None)
+    if config.lora:
+        adapter = LoraConfig(
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            target_modules=list(config.lora.targets),
+            init_lora_weights="gaussian",
+        )
+        unet.add_adapter(adapter, adapter_name=config.style or "infrared")
+    return unet.to(memory_format=torch.channels_last)
+
+
+def _fill_caches(config: PhaseConfig, parts: Parts, examples: list[Example], cache: Path, vlum: Path) -> LatentCache:
+    """Make what is missing of captions, maps and latents; only what this phase reads."""
+    maps = None
+    if config.phase in ("2", "3"):
+        maps = MapCache(cache, SamSegmenter.from_pretrained(vlum / "segmenter").eval(), config.map_style)
+        maps.fill(examples)
+    if config.phase != "1" and any(not example.caption for example in examples):
+        from transformers import BlipForConditionalGeneration, BlipProcessor
+
+        captioner = BlipForConditionalGeneration.from_pretrained(vlum / "captioner").eval()
+        CaptionCache(cache, captioner, BlipProcessor.from_pretrained(vlum / "captioner_processor")).fill(examples)
+    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed)
+    latents.fill(examples)
+    return latents
+
+
+def _sample(
+    config: PhaseConfig, latents: LatentCache, captions: CaptionCache | None, example: Example, draw: Draw
+) -> tuple[Tensor, str, Tensor | None]:
+    """Target latent, prompt and condition latents of one draw, with condition dropout applied."""
+    views = latents.load(example, draw.epoch)
+    # A stream of its own: the objective draws timestep and noise from `draw.generator()` itself.
+    uniform = float(torch.rand((), generator=torch.Generator().manual_seed(draw.generator().seed() ^ 0x5EED)))
+    if config.phase == "1":
+        return views["infrared"], INFRARED_PROMPT, None
+    if config.phase == "base":
+        return views["visible"], "" if uniform < config.dropout else captions.caption(example), None
+    dropped = dropped_conditions(uniform, config.dropout)
+    visible = torch.zeros_like(views["visible"]) if "V" in dropped else views["visible"]
+    segmentation = torch.zeros_like(views["segmentation"]) if "S" in dropped else views["segmentation"]
+    prompt = "" if "T" in dropped else build_prompt(captions.caption(example))
+    return views["infrared"], prompt, torch.cat([visible, segmentation])  # [2C, h, w]
+
+
+def write_result(config: PhaseConfig, unet: nn.Module, start: Path, vlum: Path, folder: Path) -> None:
+    """Write what a phase makes into `folder`: unchanged components are hard-linked from `start` and `vlum`."""
+    for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        link_tree(start / name, folder / name)
+    if config.phase in ("base", "1"):
+        if config.phase == "1":
+            unet.save_lora_adapter(folder / "styles" / "infrared", adapter_name="infrared")
+            unet = merge_lora(unet)
+        unet.save_pretrained(folder / "unet")
+        _write_text_to_image_index(start, folder)
+        return
+    for name in ("captioner", "captioner_processor", "segmenter"):
+        link_tree(vlum / name, folder / name)
+    if config.lora:
+        for name in ("unet", "styles"):
+            link_tree(start / name, folder / name)
+        unet.save_lora_adapter(folder / "styles" / config.style, adapter_name=config.style)
+    else:
+        unet.save_pretrained(folder / "unet")
+    _write_bundle_index(config, start, folder)
+
+
+def _write_text_to_image_index(start: Path, folder: Path) -> None:
+    index = json.loads((start / "model_index.json").read_text())
+    index["unet"] = ["diffusers", "UNet2DConditionModel"]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    if (start / "styles").is_dir():
+        link_tree(start / "styles", folder / "styles")
+
+
+def _write_bundle_index(config: PhaseConfig, start: Path, folder: Path) -> None:
+    raise SystemExit("pending")
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a folder as hard links (as copies where the file system has none)."""
+    if not source.is_dir():
+        return
+    for path in source.rglob("*"):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.unlink(missing_ok=True)
+            try:
+                os.link(path.resolve(), copy)
+            except OSError:
+                shutil.copy2(path, copy)
+
+
+__all__ = ["LoraSettings", "PhaseConfig", "UNetSettings", "latest_checkpoint", "train_phase", "write_result"]

@@ -1,0 +1,142 @@
+"""The whole chain that makes the tiny bundle, stage by stage; each stage resumes, and a finished one is skipped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import DDPMScheduler
+
+from diffv2ir.data import Example, check_examples, read_examples, split_validation
+from diffv2ir.training.autoencoder import AutoencoderConfig, train_autoencoder
+from diffv2ir.training.captioner import CaptionerConfig, train_captioner
+from diffv2ir.training.config import load_config
+from diffv2ir.training.loop import write_atomically
+from diffv2ir.training.pack import pack_bundle
+from diffv2ir.training.phases import PhaseConfig, link_tree, train_phase
+from diffv2ir.training.segmenter import SegmenterConfig, train_segmenter
+from diffv2ir.training.text import TextConfig, train_text
+from diffv2ir.training.validation import validate_bundle
+
+logger = logging.getLogger(__name__)
+
+STYLES = ("flir", "campus", "nir")
+
+# Zero terminal SNR: the first step of sampling starts from pure noise, as it does in training, so the overall
+# brightness of the picture is free. v-prediction is defined there, epsilon-prediction is not.
+SCHEDULER = dict(
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    timestep_spacing="trailing",
+    clip_sample=False,
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the chain. `minutes` is what it took on two cores; only the estimate of the rest uses it."""
+
+    name: str
+    minutes: float
+    run: Callable[[], Path]
+
+
+def train_tiny(data: Path, output: Path, configs: Path) -> Path:
+    """Train every component on `data` (a dataset folder) and pack the bundle into `output/bundle`.
+
+    Args:
+        configs: folder with one YAML file a stage (`train/configs/tiny`).
+
+    Raises:
+        DataError: before anything is trained, naming the files.
+    """
+    everything = read_examples(data, split="train")
+    logger.info("checking %d examples", len(everything))
+    check_examples(everything)
+    train, validation = split_validation(everything)
+    stages = _stages(train, validation, output, configs)
+    total, spent, expected = sum(stage.minutes for stage in stages), 0.0, 0.0
+    for number, stage in enumerate(stages, start=1):
+        pace = max(0.2, min(5.0, spent / expected)) if expected > 5 else 1.0
+        logger.info(
+            "stage %d of %d: %s (about %.0f min; about %.0f min left in all)",
+            number, len(stages), stage.name, stage.minutes * pace, total * pace,
+        )  # fmt: skip
+        started = time.monotonic()
+        stage.run()
+        took = (time.monotonic() - started) / 60
+        total -= stage.minutes
+        if took > 0.5:  # a stage that was finished before says nothing about the machine
+            spent, expected = spent + took, expected + stage.minutes
+    logger.info("finished: %s", output / "bundle")
+    return output / "bundle"
+
+
+def _stages(train: list[Example], validation: list[Example], output: Path, configs: Path) -> list[Stage]:
+    parts, vlum, cache = output / "parts", output / "vlum", output / "cache"
+    phase2 = output / "phase2"
+
+    def component(kind, function, name: str) -> Callable[[], Path]:
+        return lambda: function(train, output / name, load_config(configs / f"{name}.yaml", kind))
+
+    def phase(name: str, start: Path, **options) -> Callable[[], Path]:
+        return lambda: train_phase(
+            load_config(configs / f"{name}.yaml", PhaseConfig), train, start, output / name,
+            cache=cache, validation=validation, validate=validate_bundle, **options,
+        )  # fmt: skip
+
+    return [
+        Stage("segmenter", 10, component(SegmenterConfig, train_segmenter, "segmenter")),
+        Stage("tokenizer and text encoder", 5, component(TextConfig, train_text, "text")),
+        Stage("captioner", 10, component(CaptionerConfig, train_captioner, "captioner")),
+        Stage("autoencoder", 17, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
+        Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
+        Stage("text-to-image base", 8, phase("base", parts)),
+        Stage("phase 1, infrared prior", 6, phase("phase1", output / "base" / "result")),
+        Stage("phase 2, paired", 45, phase("phase2", output / "phase1" / "result", vlum=vlum)),
+        *[Stage(f"phase 3, {style}", 5, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
+        Stage("packing", 0.2, lambda: pack_bundle(output, STYLES, output / "bundle")),
+    ]
+
+
+def assemble(output: Path, parts: Path, vlum: Path) -> Path:
+    """Put the trained components into two folders: what the base starts from, and the understanding models."""
+    if parts.is_dir():
+        return parts
+
+    def write_vlum(folder: Path) -> None:
+        for name in ("captioner", "captioner_processor"):
+            link_tree(output / "captioner" / name, folder / name)
+        link_tree(output / "segmenter" / "segmenter", folder / "segmenter")
+
+    def write_parts(folder: Path) -> None:
+        link_tree(output / "autoencoder" / "vae", folder / "vae")
+        for name in ("text_encoder", "tokenizer"):
+            link_tree(output / "text" / name, folder / name)
+        DDPMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "vae": ["diffusers", "AutoencoderKL"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+        }
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+    shutil.rmtree(vlum, ignore_errors=True)
+    write_atomically(vlum, write_vlum)
+    write_atomically(parts, write_parts)
+    return parts

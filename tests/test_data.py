@@ -1,0 +1,83 @@
+import json
+
+import pytest
+from make_data import draw_scene, make_manifest_dataset
+
+from diffv2ir.data import DataError, check_examples, read_examples, split_validation
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return make_manifest_dataset(tmp_path / "data")
+
+
+def test_manifest_is_filtered_by_split_kind_and_source(manifest):
+    assert len(read_examples(manifest)) == 12
+    assert {e.id for e in read_examples(manifest, split="test")} == {"scene7"}
+    assert all(e.visible is None for e in read_examples(manifest, kinds=["infrared"]))
+    assert {e.source for e in read_examples(manifest, sources=["odd"])} == {"odd"}
+
+
+def test_empty_selection_names_what_there_is(manifest):
+    with pytest.raises(DataError, match=r"split='validation'.*\['test', 'train'\]"):
+        read_examples(manifest, split="validation")
+
+
+def test_missing_partner_is_named(manifest):
+    (manifest / "images" / "3_ir.png").unlink()
+    with pytest.raises(DataError, match="scene3: no file .*3_ir.png"):
+        read_examples(manifest)
+
+
+def test_malformed_line_is_named(manifest):
+    with (manifest / "manifest.jsonl").open("a") as file:
+        file.write("\n{broken\n")
+    with pytest.raises(DataError, match="line 13"):
+        read_examples(manifest)
+
+
+def test_pair_without_visible_image_is_refused(manifest):
+    lines = (manifest / "manifest.jsonl").read_text().splitlines()
+    record = json.loads(lines[2])
+    del record["visible"]
+    (manifest / "manifest.jsonl").write_text("\n".join([*lines[:2], json.dumps(record), *lines[3:]]))
+    with pytest.raises(DataError, match="scene2: kind 'pairs' needs a visible and an infrared image"):
+        read_examples(manifest)
+
+
+def test_broken_and_unequal_images_are_all_named(manifest):
+    (manifest / "images" / "1.png").write_bytes(b"not an image")
+    draw_scene(0, (40, 40))[1].save(manifest / "images" / "2_ir.png")
+    with pytest.raises(DataError) as error:
+        check_examples(read_examples(manifest))
+    assert "2 problem(s)" in str(error.value)
+    assert "1.png: cannot be read" in str(error.value)
+    assert "scene2: sizes differ: visible 96x72, infrared 40x40" in str(error.value)
+
+
+def test_folder_layout_pairs_by_name_and_reads_captions(tmp_path):
+    for name in ("rgb", "ir"):
+        (tmp_path / name).mkdir()
+    visible, thermal = draw_scene(1)
+    visible.save(tmp_path / "rgb" / "a.jpg")
+    thermal.save(tmp_path / "ir" / "a.png")
+    (tmp_path / "captions.json").write_text(json.dumps({"a": "a car"}))
+    (example,) = read_examples(tmp_path, split="train")
+    assert (example.id, example.kind, example.caption) == ("a", "pairs", "a car")
+    (tmp_path / "ir" / "a.png").unlink()
+    with pytest.raises(DataError, match=r"rgb/a.jpg has no partner in ir/"):
+        read_examples(tmp_path)
+
+
+def test_folder_that_is_no_dataset_is_refused(tmp_path):
+    with pytest.raises(DataError, match="is not a dataset"):
+        read_examples(tmp_path)
+
+
+def test_validation_split_keeps_scenes_together_and_does_not_depend_on_the_rest(manifest):
+    examples = read_examples(manifest)
+    train, held_out = split_validation(examples, 0.5)
+    assert {e.id for e in train} | {e.id for e in held_out} == {e.id for e in examples}
+    assert not {(e.source, e.scene) for e in train} & {(e.source, e.scene) for e in held_out}
+    part = examples[3:9]
+    assert split_validation(part, 0.5)[1] == [e for e in held_out if e in part]

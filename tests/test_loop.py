@@ -1,0 +1,131 @@
+import errno
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from diffv2ir.training import loop as loop_module
+from diffv2ir.training.loop import Loop, LoopConfig, Sampler, TrainingError, latest_checkpoint, mix_seed
+
+
+def make_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+
+def noisy_loss(model, draws):
+    inputs = torch.stack([torch.randn(4, generator=draw.generator()) + draw.index for draw in draws])
+    return {"loss": (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()}
+
+
+def make_loop(output, steps=6, loss=noisy_loss, **options):
+    config = LoopConfig(steps=steps, batch_size=4, warmup_steps=2, checkpoint_every=2, log_every=2, ema_decay=0.9)
+    config = LoopConfig(**{**config.__dict__, **options})
+    return Loop(config, output, make_model(), loss, count=5)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_stops_and_resumes_ends_with_the_same_weights(tmp_path):
+    whole = make_loop(tmp_path / "whole").run().state_dict()
+
+    calls = 0
+
+    def dying_loss(model, draws):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise Killed
+        return noisy_loss(model, draws)
+
+    with pytest.raises(Killed):
+        make_loop(tmp_path / "halves", loss=dying_loss).run()
+    assert latest_checkpoint(tmp_path / "halves").name == "step-0000002"
+    resumed = make_loop(tmp_path / "halves").run().state_dict()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
+    def loss(model, draws):
+        inputs = torch.stack([torch.randn(4, generator=draw.generator()) for draw in draws])
+        return {"loss": (model[2](model[0](inputs)) - 1).square().mean()}
+
+    whole = make_loop(tmp_path / "a", loss=loss).run().state_dict()
+    parts = make_loop(tmp_path / "b", loss=loss, micro_batch_size=1).run().state_dict()
+    for key in whole:
+        torch.testing.assert_close(whole[key], parts[key], rtol=1e-4, atol=1e-6)
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
+    def exploding(model, draws):
+        loss = noisy_loss(model, draws)["loss"]
+        return {"loss": loss * float("nan") if draws[0].position >= 12 else loss}
+
+    with pytest.raises(TrainingError, match=r"step 4 gave loss nan.*Last good checkpoint: step-0000002"):
+        make_loop(tmp_path, loss=exploding).run()
+    state = torch.load(latest_checkpoint(tmp_path) / "trainer.pt", weights_only=True)
+    assert state["step"] == 2 and all(torch.isfinite(p).all() for p in state["parameters"])
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
+    make_loop(tmp_path, steps=2).run()
+    before = (latest_checkpoint(tmp_path) / "trainer.pt").read_bytes()
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop_module.torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_loop(tmp_path, steps=4).run()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
+    assert (latest_checkpoint(tmp_path) / "trainer.pt").read_bytes() == before
+
+
+def test_old_checkpoints_go_and_history_stays(tmp_path):
+    make_loop(tmp_path, steps=8, keep_checkpoints=2).run()
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-0000006", "step-0000008"]
+    history = json.loads((latest_checkpoint(tmp_path) / "history.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [2, 4, 6, 8]
+
+
+def test_saved_and_validated_weights_are_the_average(tmp_path):
+    seen = {}
+
+    def save(folder, model):
+        seen["saved"] = model[0].weight.clone()
+
+    config = LoopConfig(steps=3, batch_size=4, checkpoint_every=3, validate_every=3, ema_decay=0.9)
+    loop = Loop(
+        config, tmp_path, make_model(), noisy_loss, 5, save=save,
+        validate=lambda model, step: seen.update(validated=model[0].weight.clone()) or {"figure": 1.0},
+    )  # fmt: skip
+    averaged = loop.run()[0].weight
+    raw = torch.load(latest_checkpoint(tmp_path) / "trainer.pt", weights_only=True)["parameters"][0]
+    assert torch.equal(seen["saved"], averaged) and torch.equal(seen["validated"], averaged)
+    assert not torch.equal(raw, averaged)
+
+
+def test_sampler_visits_each_example_once_an_epoch():
+    draws = [draw for step in range(5) for draw in Sampler(10, seed=3).draws(step, 4)]
+    assert sorted(d.index for d in draws[:10]) == list(range(10)) == sorted(d.index for d in draws[10:])
+    assert [d.index for d in draws[:10]] != [d.index for d in draws[10:]]
+
+
+def test_sampler_honours_weights():
+    sampler = Sampler(3, seed=0, weights=[0.0, 1.0, 3.0])
+    counts = torch.bincount(torch.tensor([d.index for step in range(400) for d in sampler.draws(step, 3)]), minlength=3)
+    assert counts[0] == 0 and 2.4 < counts[2] / counts[1] < 3.7
+
+
+def test_seeds_of_neighbours_differ():
+    assert len({mix_seed(a, b) for a in range(50) for b in range(50)}) == 2500
+
+
+@pytest.mark.parametrize("field, value", [("steps", 0), ("schedule", "linear"), ("ema_decay", 1.0)])
+def test_bad_settings_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=field):
+        LoopConfig(**{"steps": 1, field: value})
