@@ -1,0 +1,166 @@
+"""SAM masks and the segmentation map made of them (paper Sec. 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from PIL import Image
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+MAP_STYLES = ("union", "regions")
+
+# Encoder widths of the published SAM checkpoints.
+OFFICIAL_SIZES = {
+    "vit_b": dict(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)),
+    "vit_l": dict(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)),
+    "vit_h": dict(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)),
+}
+
+
+class SamSegmenter(ModelMixin, ConfigMixin):
+    """segment-anything's `Sam` in the diffusers layout, with the parameters of its automatic mask generator.
+
+    The defaults are SAM ViT-B. `image_size`, `patch_size` and `window_size` are in pixels and patches of the square
+    the image is padded to; `points_per_side` to `stability_score_offset` are those of `SamAutomaticMaskGenerator`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 1024,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11),
+        window_size: int = 14,
+        prompt_dim: int = 256,
+        mask_in_chans: int = 16,
+        decoder_depth: int = 2,
+        decoder_heads: int = 8,
+        decoder_mlp_dim: int = 2048,
+        points_per_side: int = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        min_mask_region_area: int = 0,
+    ):
+        super().__init__()
+        side = image_size // patch_size
+        self.sam = Sam(
+            image_encoder=ImageEncoderViT(
+                img_size=image_size,
+                patch_size=patch_size,
+                embed_dim=embed_dim,
+                depth=depth,
+                num_heads=num_heads,
+                mlp_ratio=4,
+                out_chans=prompt_dim,
+                qkv_bias=True,
+                norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+                use_rel_pos=True,
+                window_size=window_size,
+                global_attn_indexes=tuple(global_attn_indexes),
+            ),
+            prompt_encoder=PromptEncoder(
+                embed_dim=prompt_dim,
+                image_embedding_size=(side, side),
+                input_image_size=(image_size, image_size),
+                mask_in_chans=mask_in_chans,
+            ),
+            mask_decoder=MaskDecoder(
+                transformer_dim=prompt_dim,
+                transformer=TwoWayTransformer(
+                    depth=decoder_depth, embedding_dim=prompt_dim, num_heads=decoder_heads, mlp_dim=decoder_mlp_dim
+                ),
+                num_multimask_outputs=3,
+                iou_head_depth=3,
+                iou_head_hidden_dim=prompt_dim,
+            ),
+            pixel_mean=[123.675, 116.28, 103.53],
+            pixel_std=[58.395, 57.12, 57.375],
+        )
+        # `Sam` keeps these out of its state; they are constants, but must be there after loading on the meta device.
+        self.sam.register_buffer("pixel_mean", self.sam.pixel_mean, persistent=True)
+        self.sam.register_buffer("pixel_std", self.sam.pixel_std, persistent=True)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, size: str = "vit_b", **options) -> SamSegmenter:
+        """Load an official `sam_vit_*.pth`; `options` override mask-generator parameters.
+
+        Raises:
+            ValueError: unknown size, or a checkpoint whose keys or shapes are not those of that size.
+        """
+        if size not in OFFICIAL_SIZES:
+            raise ValueError(f"size must be one of {sorted(OFFICIAL_SIZES)}, got {size!r}")
+        model = cls(**OFFICIAL_SIZES[size], **options)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        constants = {"pixel_mean": model.sam.pixel_mean, "pixel_std": model.sam.pixel_std}
+        try:
+            model.sam.load_state_dict({**constants, **state})
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not an official SAM {size} checkpoint: {error}") from error
+        return model.eval()
+
+    @torch.inference_mode()
+    def masks(self, image: Image.Image) -> list[np.ndarray]:
+        """All masks of an image, largest first.
+
+        Args:
+            image: RGB, any size; segmented at the model's own resolution.
+
+        Returns:
+            Boolean arrays (h, w) of equal size, of the image's aspect ratio, the longer side `image_size`. May be empty.
+        """
+        scale = self.config.image_size / max(image.size)
+        size = [max(1, round(side * scale)) for side in image.size]
+        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))  # [h, w, 3] uint8
+        generator = SamAutomaticMaskGenerator(
+            self.sam,
+            points_per_side=self.config.points_per_side,
+            points_per_batch=self.config.points_per_batch,
+            pred_iou_thresh=self.config.pred_iou_thresh,
+            stability_score_thresh=self.config.stability_score_thresh,
+            stability_score_offset=self.config.stability_score_offset,
+            box_nms_thresh=self.config.box_nms_thresh,
+            min_mask_region_area=self.config.min_mask_region_area,
+        )
+        found = sorted(generator.generate(pixels), key=lambda entry: -entry["area"])
+        return [entry["segmentation"] for entry in found]
+
+
+def segmentation_colour(number: int) -> tuple[int, int, int]:
+    """The flat colour of region `number`: hues by the golden ratio, so that neighbours in size differ."""
+    hue = (number * 0.61803398875) % 1.0
+    value = (0.95, 0.7, 0.5)[number % 3]
+    saturation = (0.85, 0.6)[number // 3 % 2]
+    channels = [value * (1 - saturation * min(max(2 - abs((hue * 6 + shift) % 6 - 2), 0), 1)) for shift in (5, 3, 1)]
+    return tuple(round(255 * channel) for channel in channels)
+
+
+def segmentation_map(masks: Sequence[np.ndarray], size: tuple[int, int], style: str) -> Image.Image:
+    """Draw masks as an RGB image.
+
+    Args:
+        masks: boolean (h, w), largest first, as from `SamSegmenter.masks`. None at all gives black.
+        size: (width, height) of the map.
+        style: "union" = every mask white on black (what the released checkpoints were trained on);
+            "regions" = each mask in its own flat colour, larger masks below.
+    """
+    if style not in MAP_STYLES:
+        raise ValueError(f"style must be one of {MAP_STYLES}, got {style!r}")
+    if not len(masks):
+        return Image.new("RGB", size)
+    canvas = np.zeros((*masks[0].shape, 3), dtype=np.uint8)  # [h, w, 3]
+    for number, mask in enumerate(masks):
+        canvas[mask] = (255, 255, 255) if style == "union" else segmentation_colour(number)
+    return Image.fromarray(canvas).resize(size, Image.Resampling.NEAREST)

@@ -1,0 +1,104 @@
+"""The objective of the phases: dropout bands, noise levels, targets."""
+
+import collections
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffv2ir.training.diffusion import (
+    DROPPED_SUBSETS,
+    DiffusionObjective,
+    NoiseConfig,
+    build_unet,
+    draw_timestep,
+    dropped_conditions,
+)
+from diffv2ir.training.loop import Draw
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_dropout_bands_are_seven_of_two_percent(uniform):
+    dropped = dropped_conditions(uniform)
+    band = int(uniform / 0.02)
+    assert dropped == (DROPPED_SUBSETS[band] if band < 7 else "")
+
+
+def test_dropout_frequencies():
+    generator = torch.Generator().manual_seed(0)
+    uniforms = torch.rand(20_000, generator=generator).tolist()
+    counts = collections.Counter(dropped_conditions(u) for u in uniforms)
+    assert set(counts) == {"", "V", "S", "T", "VS", "VT", "ST", "VST"}
+    assert all(0.016 < counts[subset] / 20_000 < 0.024 for subset in DROPPED_SUBSETS)
+    assert dropped_conditions(0.0, band=0.0) == ""
+
+
+def test_high_noise_share():
+    generator = torch.Generator().manual_seed(0)
+    config = NoiseConfig(high_noise_share=0.6, high_noise_from=600)
+    drawn = torch.tensor([draw_timestep(config, 1000, generator) for _ in range(5000)])
+    assert drawn.min() >= 0 and drawn.max() == 999
+    assert abs((drawn >= 600).float().mean() - (0.6 + 0.4 * 0.4)) < 0.03
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return build_unet((8, 16), 1, 8, 2, norm_num_groups=4, in_channels=12, out_channels=4, sample_size=8)
+
+
+class OnePrompt:
+    def __call__(self, prompts):
+        return torch.ones(len(prompts), 3, 8)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_loss_is_zero_for_the_exact_prediction_and_targets_are_scaled(prediction, monkeypatch):
+    scheduler = DDPMScheduler(prediction_type=prediction, rescale_betas_zero_snr=prediction == "v_prediction")
+    objective = DiffusionObjective(scheduler, OnePrompt(), 0.5, NoiseConfig())
+    targets, conditions = torch.randn(3, 4, 8, 8), torch.randn(3, 8, 8, 8)
+    draws = [Draw(position=i, epoch=0, index=i, seed=1) for i in range(3)]
+    seen = {}
+
+    class Oracle(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, sample, timesteps, embeddings):
+            noisy, given = sample[:, :4], sample[:, 4:]
+            seen["conditions"] = given
+            alpha = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+            latents = targets * 0.5
+            if prediction == "epsilon":
+                wanted = (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
+            else:
+                noise = (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
+                wanted = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+            return type("Output", (), {"sample": wanted})
+
+    losses = objective(Oracle(), draws, targets, ["a", "b", "c"], conditions)
+    assert losses["loss"] < 1e-6
+    assert torch.equal(seen["conditions"], conditions)
+
+
+def test_noise_belongs_to_the_sample_not_to_the_batch(unet):
+    scheduler = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    objective = DiffusionObjective(scheduler, OnePrompt(), 1.0, NoiseConfig())
+    targets, conditions = torch.randn(4, 4, 8, 8), torch.randn(4, 8, 8, 8)
+    draws = [Draw(position=i, epoch=0, index=i, seed=1) for i in range(4)]
+    with torch.no_grad():
+        whole = objective(unet, draws, targets, ["a"] * 4, conditions)["loss"]
+        each = [objective(unet, [d], targets[i : i + 1], ["a"], conditions[i : i + 1])["loss"] for i, d in enumerate(draws)]
+    torch.testing.assert_close(whole, torch.stack(each).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_min_snr_weights_follow_the_formula():
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    objective = DiffusionObjective(scheduler, OnePrompt(), 1.0, NoiseConfig(snr_gamma=5.0))
+    timesteps = torch.tensor([0, 500, 999])
+    alphas = scheduler.alphas_cumprod[timesteps]
+    snr = alphas / (1 - alphas)
+    torch.testing.assert_close(objective._weights(timesteps), torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
