@@ -1,0 +1,152 @@
+"""The tiny SAM: real classes at 256 px, taught by multi-scale graph segmentation (Felzenszwalb & Huttenlocher 2004).
+
+A point prompt has three true masks, the regions that hold it at a fine, a middle and a coarse scale, one for each of
+SAM's three outputs; the IoU head learns how well each output fits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from skimage.segmentation import felzenszwalb
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from diffv2ir.data import Example
+from diffv2ir.training.images import load_rgb, random_integer
+from diffv2ir.training.loop import Draw, Loop, LoopConfig
+from diffv2ir.vlum import SamSegmenter
+
+logger = logging.getLogger(__name__)
+
+TINY_SAM = dict(
+    image_size=256, patch_size=8, embed_dim=96, depth=4, num_heads=3, window_size=8, global_attn_indexes=(1, 3),
+    prompt_dim=64, mask_in_chans=8, decoder_heads=4, decoder_mlp_dim=256,
+    points_per_side=12, points_per_batch=144,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """Architecture (`SamSegmenter`), teacher scales from fine to coarse, and prompts per image."""
+
+    loop: LoopConfig
+    model: dict = field(default_factory=lambda: dict(TINY_SAM))
+    scales: tuple[float, ...] = (100.0, 300.0, 900.0)
+    points_per_image: int = 12
+    kinds: tuple[str, ...] = ("pairs",)
+
+
+class SegmenterObjective(nn.Module):
+    """Images and points -> mask logits and IoU estimates, all in one forward pass."""
+
+    def __init__(self, segmenter: SamSegmenter):
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) in 0..255 and points (B, P, 2) in pixels -> logits (B, P, 3, m, m), IoU (B, P, 3)."""
+        sam = self.segmenter.sam
+        embeddings = sam.image_encoder((images - sam.pixel_mean) / sam.pixel_std)  # [B, D, s, s]
+        logits, scores = [], []
+        for embedding, prompt in zip(embeddings, points, strict=True):
+            labels = torch.ones(len(prompt), 1, dtype=torch.int, device=prompt.device)
+            sparse, dense = sam.prompt_encoder(points=(prompt[:, None], labels), boxes=None, masks=None)
+            masks, iou = sam.mask_decoder(
+                image_embeddings=embedding[None],
+                image_pe=sam.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+            )
+            logits.append(masks)
+            scores.append(iou)
+        return torch.stack(logits), torch.stack(scores)
+
+
+def train_segmenter(examples: Sequence[Example], output: Path, config: SegmenterConfig) -> Path:
+    """Train on the visible images of `examples`; returns the finished component's folder. Resumable, idempotent."""
+    done = output / "segmenter"
+    if (done / "config.json").is_file():
+        return done
+    torch.manual_seed(config.loop.seed)
+    segmenter = SamSegmenter(**config.model)
+    # Prompts with boxes or masks never occur here, so what only serves them stays as it is.
+    paths = [example.visible for example in examples if example.visible and example.kind in config.kinds]
+    side = config.model["image_size"]
+    images, teachers = _teach(paths, output / "teacher", config.scales, side)
+
+    def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
+        batch = [
+            _draw_prompts(images[d.index], teachers[d.index], config.points_per_image, side, d.generator()) for d in draws
+        ]
+        device = next(model.parameters()).device
+        pixels, points, masks = (torch.stack(parts).to(device) for parts in zip(*batch, strict=True))
+        logits, scores = model(pixels, points)
+        return segmentation_losses(logits, scores, F.adaptive_avg_pool2d(masks.flatten(0, 1), logits.shape[-2:]).view_as(logits))
+
+    loop = Loop(
+        config.loop, output, SegmenterObjective(segmenter), loss, len(paths), name="segmenter",
+        save=lambda folder, model: model.segmenter.save_pretrained(folder / "segmenter"),
+    )  # fmt: skip
+    loop.run().segmenter.eval().save_pretrained(done)
+    (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
+    return done
+
+
+def segmentation_losses(logits: Tensor, scores: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Focal + dice + squared error of the IoU estimate; logits and soft truth (B, P, 3, m, m), scores (B, P, 3)."""
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    focal = ((probability - truth).abs().square() * cross_entropy).mean()
+    overlap = (probability * truth).sum((-1, -2))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((-1, -2)) + truth.sum((-1, -2)) + 1)
+    with torch.no_grad():
+        guess, true = logits > 0, truth > 0.5
+        iou = (guess & true).sum((-1, -2)) / (guess | true).sum((-1, -2)).clamp(min=1)
+    estimate = F.mse_loss(scores, iou)
+    return {"loss": 10 * focal + dice.mean() + estimate, "dice": dice.mean().detach(), "iou": iou.mean()}
+
+
+def _teach(paths: list[Path], cache: Path, scales: Sequence[float], side: int) -> tuple[list, list]:
+    """Images (h, w, 3) uint8 with the longer side `side`, and their label maps (scales, h, w); labels kept on disk."""
+    cache.mkdir(parents=True, exist_ok=True)
+    images, labels = [], []
+    for path in tqdm(paths, desc="graph segmentation", mininterval=5):
+        image = load_rgb(path)
+        scale = side / max(image.size)
+        image = image.resize([max(1, round(s * scale)) for s in image.size], Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
+        stored = cache / f"{path.stem}-{'-'.join(f'{s:g}' for s in scales)}.npy"
+        if not stored.is_file():
+            found = [felzenszwalb(pixels, scale=s, sigma=0.8, min_size=round(40 + s / 4)) for s in scales]
+            with stored.with_suffix(".partial").open("wb") as file:
+                np.save(file, np.stack(found).astype(np.uint16))
+            stored.with_suffix(".partial").replace(stored)
+        images.append(pixels)
+        labels.append(np.load(stored))
+    return images, labels
+
+
+def _draw_prompts(
+    image: np.ndarray, labels: np.ndarray, count: int, side: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A padded image (3, side, side), `count` points (count, 2) as (x, y), their masks (count, scales, side, side)."""
+    if torch.rand((), generator=generator) < 0.5:
+        image, labels = image[:, ::-1], labels[:, :, ::-1]
+    height, width = image.shape[:2]
+    pixels = torch.zeros(3, side, side)
+    pixels[:, :height, :width] = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
+    points = [(random_integer(width - 1, generator), random_integer(height - 1, generator)) for _ in range(count)]
+    masks = torch.zeros(count, len(labels), side, side)
+    for number, (x, y) in enumerate(points):
+        masks[number, :, :height, :width] = torch.from_numpy(labels == labels[:, y, x][:, None, None]).float()
+    return pixels, torch.tensor(points, dtype=torch.float32) + 0.5, masks
