@@ -91,7 +91,9 @@ def test_noise_belongs_to_the_sample_not_to_the_batch(unet):
     draws = [Draw(position=i, epoch=0, index=i, seed=1) for i in range(4)]
     with torch.no_grad():
         whole = objective(unet, draws, targets, ["a"] * 4, conditions)["loss"]
-        each = [objective(unet, [d], targets[i : i + 1], ["a"], conditions[i : i + 1])["loss"] for i, d in enumerate(draws)]
+        each = [
+            objective(unet, [d], targets[i : i + 1], ["a"], conditions[i : i + 1])["loss"] for i, d in enumerate(draws)
+        ]
     torch.testing.assert_close(whole, torch.stack(each).mean(), rtol=1e-4, atol=1e-5)
 
 

@@ -111,7 +111,9 @@ def _read_folders(folder: Path) -> list[Example]:
     }
     captions_file = folder / "captions.json"
     captions = json.loads(captions_file.read_text(encoding="utf-8")) if captions_file.is_file() else {}
-    problems = [f"rgb/{path.name} has no partner in ir/" for stem, path in files["rgb"].items() if stem not in files["ir"]]
+    problems = [
+        f"rgb/{path.name} has no partner in ir/" for stem, path in files["rgb"].items() if stem not in files["ir"]
+    ]
     if files["rgb"]:
         problems += [
             f"ir/{path.name} has no partner in rgb/" for stem, path in files["ir"].items() if stem not in files["rgb"]

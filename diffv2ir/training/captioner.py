@@ -148,14 +148,18 @@ def _augment(
 
 
 def names_time_of_day(caption: str) -> str | None:
-    """"night" or "day" if a caption says which, else None."""
+    """ "night" or "day" if a caption says which, else None."""
     if re.search(r"\b(night|dark)\b", caption):
         return "night"
     return "day" if re.search(r"\b(day|daylight|sunny|sunlit|sunlight)\b", caption) else None
 
 
-def time_of_day_accuracy(model: BlipForConditionalGeneration, processor: BlipProcessor, examples: Sequence[Example]) -> float:
+def time_of_day_accuracy(
+    model: BlipForConditionalGeneration, processor: BlipProcessor, examples: Sequence[Example]
+) -> float:
     """Share of the examples whose caption says day or night for which BLIP says the same."""
     asked = [e for e in examples if e.visible and e.caption and names_time_of_day(e.caption)]
     said = caption_images(model, processor, [load_rgb(e.visible) for e in asked])
-    return sum(names_time_of_day(s) == names_time_of_day(e.caption) for s, e in zip(said, asked, strict=True)) / len(asked)
+    return sum(names_time_of_day(s) == names_time_of_day(e.caption) for s, e in zip(said, asked, strict=True)) / len(
+        asked
+    )

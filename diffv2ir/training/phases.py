@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -17,16 +18,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from diffv2ir import bundle
 from diffv2ir.data import DataError, Example
+from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, latest_checkpoint, write_atomically
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
 from diffv2ir.unet import merge_lora, widen_conv_in
 from diffv2ir.vlum import INFRARED_PROMPT, SamSegmenter, build_prompt
 
@@ -281,7 +285,7 @@ def write_result(config: PhaseConfig, unet: nn.Module, start: Path, vlum: Path, 
     if config.phase in ("base", "1"):
         if config.phase == "1":
             unet.save_lora_adapter(folder / "styles" / "infrared", adapter_name="infrared")
-            unet = merge_lora(unet)
+            unet = merge_lora(copy.deepcopy(unet))  # the training goes on with the adapter apart
         unet.save_pretrained(folder / "unet")
         _write_text_to_image_index(start, folder)
         return
@@ -305,7 +309,28 @@ def _write_text_to_image_index(start: Path, folder: Path) -> None:
 
 
 def _write_bundle_index(config: PhaseConfig, start: Path, folder: Path) -> None:
-    raise SystemExit("pending")
+    """model_index.json of a bundle: that of the starting bundle with the new style, or a new one."""
+    before = json.loads((start / bundle.INDEX).read_text())
+    if before["_class_name"] != "DiffV2IRPipeline":
+        before = {
+            "_class_name": "DiffV2IRPipeline",
+            **{name: before[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")},
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "captioner": ["transformers", "BlipForConditionalGeneration"],
+            "captioner_processor": ["transformers", "BlipProcessor"],
+            "segmenter": [SamSegmenter.__module__, "SamSegmenter"],
+            "styles": [GENERAL_STYLE],
+        }
+    styles = before["styles"] + ([config.style] if config.lora else [])
+    index = {
+        **before,
+        "_diffusers_version": diffusers.__version__,
+        "styles": list(dict.fromkeys(styles)),
+        "map_style": config.map_style,
+        "defaults": GenerationSettings.from_dict(config.defaults or before.get("defaults") or {}).to_dict(),
+        "name": config.style or "general",
+    }
+    (folder / bundle.INDEX).write_text(json.dumps(index, indent=2))
 
 
 def link_tree(source: Path, target: Path) -> None:
@@ -321,6 +346,3 @@ def link_tree(source: Path, target: Path) -> None:
                 os.link(path.resolve(), copy)
             except OSError:
                 shutil.copy2(path, copy)
-
-
-__all__ = ["LoraSettings", "PhaseConfig", "UNetSettings", "latest_checkpoint", "train_phase", "write_result"]

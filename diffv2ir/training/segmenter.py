@@ -86,12 +86,15 @@ def train_segmenter(examples: Sequence[Example], output: Path, config: Segmenter
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
         batch = [
-            _draw_prompts(images[d.index], teachers[d.index], config.points_per_image, side, d.generator()) for d in draws
+            _draw_prompts(images[d.index], teachers[d.index], config.points_per_image, side, d.generator())
+            for d in draws
         ]
         device = next(model.parameters()).device
         pixels, points, masks = (torch.stack(parts).to(device) for parts in zip(*batch, strict=True))
         logits, scores = model(pixels, points)
-        return segmentation_losses(logits, scores, F.adaptive_avg_pool2d(masks.flatten(0, 1), logits.shape[-2:]).view_as(logits))
+        return segmentation_losses(
+            logits, scores, F.adaptive_avg_pool2d(masks.flatten(0, 1), logits.shape[-2:]).view_as(logits)
+        )
 
     loop = Loop(
         config.loop, output, SegmenterObjective(segmenter), loss, len(paths), name="segmenter",

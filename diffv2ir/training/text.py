@@ -141,7 +141,9 @@ def _build_clip(config: TextConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
     )
     vision = dict(image_size=config.vision_size, patch_size=config.vision_patch)
     return CLIPModel(
-        CLIPConfig(text_config={**shared, **text}, vision_config={**shared, **vision}, projection_dim=config.hidden_size)
+        CLIPConfig(
+            text_config={**shared, **text}, vision_config={**shared, **vision}, projection_dim=config.hidden_size
+        )
     )
 
 

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 STYLES = ("flir", "campus", "nir")
 
+# Chosen on the validation part of train.
+DEFAULTS = dict(steps=8, sampler="dpmpp_2m", resolution=256, visible_scale=1.0, segmentation_scale=1.0, text_scale=1.0)
+
 # Zero terminal SNR: the first step of sampling starts from pure noise, as it does in training, so the overall
 # brightness of the picture is free. v-prediction is defined there, epsilon-prediction is not.
 SCHEDULER = dict(
@@ -104,8 +107,14 @@ def _stages(train: list[Example], validation: list[Example], output: Path, confi
         Stage("phase 1, infrared prior", 6, phase("phase1", output / "base" / "result")),
         Stage("phase 2, paired", 45, phase("phase2", output / "phase1" / "result", vlum=vlum)),
         *[Stage(f"phase 3, {style}", 5, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
-        Stage("packing", 0.2, lambda: pack_bundle(output, STYLES, output / "bundle")),
+        Stage("packing", 0.2, lambda: pack(phase2 / "result", output)),
     ]
+
+
+def pack(general: Path, output: Path) -> Path:
+    """The bundle that is committed: `general` with the three styles, and its defaults."""
+    styles = {style: output / f"phase3-{style}" / "result" for style in STYLES}
+    return pack_bundle(general, styles, output / "bundle", "tiny", DEFAULTS)
 
 
 def assemble(output: Path, parts: Path, vlum: Path) -> Path:

@@ -1,0 +1,239 @@
+"""Bundles: a folder in the diffusers layout with every component of DiffV2IR. Finding and checking them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
+
+TINY = "tiny"
+INDEX = "model_index.json"
+STYLES = "styles"
+ADAPTER = "pytorch_lora_weights.safetensors"
+
+# Component -> classes it may be of, and whether it has weights.
+COMPONENTS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "unet": (("UNet2DConditionModel",), True),
+    "vae": (("AutoencoderKL", "AutoencoderTiny"), True),
+    "text_encoder": (("CLIPTextModel",), True),
+    "tokenizer": (("CLIPTokenizer", "CLIPTokenizerFast"), False),
+    "scheduler": ((), False),
+    "captioner": (("BlipForConditionalGeneration",), True),
+    "captioner_processor": (("BlipProcessor",), False),
+    "segmenter": (("SamSegmenter",), True),
+}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class BundleError(ValueError):
+    """A bundle that is not there, incomplete, or of another layout or shape."""
+
+
+def resolve(name: str | os.PathLike, revision: str | None = None, cache_dir: str | os.PathLike | None = None) -> Path:
+    """The folder of a bundle.
+
+    Args:
+        name: "tiny" (the embedded bundle; the environment variable DIFFV2IR_TINY names another place for it), a folder,
+            or the id "owner/name" of a repository on the Hugging Face hub, which is downloaded once.
+
+    Raises:
+        BundleError: not found, or the hub cannot be reached.
+    """
+    if str(name) == TINY:
+        return _resolve_tiny()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(str(name)) or folder.exists():
+        raise BundleError(f"{name}: no such folder (a bundle is 'tiny', a folder, or a hub id 'owner/name')")
+    return _download(str(name), revision, cache_dir)
+
+
+def _resolve_tiny() -> Path:
+    wish = os.environ.get("DIFFV2IR_TINY")
+    if wish:
+        if not Path(wish).is_dir():
+            raise BundleError(f"{wish}: no such folder (environment variable DIFFV2IR_TINY)")
+        return Path(wish)
+    package = Path(__file__).resolve().parent
+    places = [package.parent / "assets" / TINY, package / "assets" / TINY]
+    for folder in places:
+        if folder.is_dir():
+            return folder
+    raise BundleError(f"the embedded bundle is not there: looked in {' and '.join(map(str, places))}")
+
+
+def _download(name: str, revision: str | None, cache_dir: str | os.PathLike | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = [INDEX, "README.md", f"{STYLES}/**", *(f"{component}/*" for component in COMPONENTS)]
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            allow_patterns=patterns,
+            ignore_patterns=["*.msgpack", "*.h5", "*.onnx", "*.ckpt"],
+        )
+    except RepositoryNotFoundError as error:
+        raise BundleError(
+            f"{name}: neither a folder here nor a repository on the hub ({_first_line(error)})"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise BundleError(
+            f"{name}: not a folder here, not downloaded before, and the hub cannot be reached ({_first_line(error)})"
+        ) from error
+    except ValueError as error:
+        raise BundleError(f"{name}: {_first_line(error)}") from error
+    return Path(folder)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check(folder: str | os.PathLike) -> None:
+    """Refuse a folder that is not a complete DiffV2IR bundle. Reads configs and weight headers only.
+
+    Raises:
+        BundleError: naming everything that is missing or does not fit.
+    """
+    folder = Path(folder)
+    index = _read_json(folder / INDEX, f"{folder} is not a bundle")
+    if index.get("_class_name") != "DiffV2IRPipeline":
+        raise BundleError(f"{folder} holds a {index.get('_class_name', 'model of no class')}, not a DiffV2IRPipeline")
+    problems = [problem for name in COMPONENTS for problem in _component_problems(folder, index, name)]
+    if not problems:
+        problems = _shape_problems(folder) + _scheduler_problems(folder) + _default_problems(folder, index)
+    if problems:
+        raise BundleError(f"{folder} cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems))
+
+
+def copy_style(source: Path | None, target: Path, style: str) -> None:
+    """Copy a style's adapter from one bundle to another.
+
+    Raises:
+        BundleError: it is in neither of them.
+    """
+    own = target / STYLES / style / ADAPTER
+    if own.is_file():
+        return
+    if source is None or not (source / STYLES / style / ADAPTER).is_file():
+        raise BundleError(f"style {style!r}: there is no adapter to save")
+    own.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / STYLES / style / ADAPTER, own)
+
+
+def _component_problems(folder: Path, index: dict[str, Any], name: str) -> list[str]:
+    classes, has_weights = COMPONENTS[name]
+    entry = index.get(name)
+    if not isinstance(entry, list) or len(entry) != 2 or not entry[1]:
+        return [f"{name}: not listed in {INDEX}"]
+    if classes and entry[1] not in classes:
+        return [f"{name}: expected {' or '.join(classes)}, got {entry[1]}"]
+    if not (folder / name).is_dir():
+        return [f"{name}: the folder is missing"]
+    if not any((folder / name).glob("*.json")):
+        return [f"{name}: no config file"]
+    if not has_weights:
+        return []
+    if not (folder / name / "config.json").is_file():
+        return [f"{name}: config.json is missing"]
+    weights = [*(folder / name).glob("*.safetensors"), *(folder / name).glob("*.bin")]
+    if not weights:
+        return [f"{name}: no weights (*.safetensors)"]
+    return [f"{name}: {problem}" for path in weights for problem in _weight_problems(path)]
+
+
+def _weight_problems(path: Path) -> list[str]:
+    if path.suffix == ".bin":
+        return []
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as weights:
+            weights.keys()
+    except (SafetensorError, OSError) as error:
+        return [f"{path.name} is damaged ({error})"]
+    return []
+
+
+def _shape_problems(folder: Path) -> list[str]:
+    unet, vae, text = (_read_json(folder / part / "config.json", part) for part in ("unet", "vae", "text_encoder"))
+    channels = vae.get("latent_channels", 4)
+    width = text.get("hidden_size")
+    wanted = {
+        "in_channels": (3 * channels, f"3 x {channels}: noisy target, visible and segmentation latents"),
+        "out_channels": (channels, "the latent channels of the vae"),
+        "cross_attention_dim": (width, "the hidden size of the text encoder"),
+    }
+    problems = [
+        f"unet: {key} must be {value} ({why}), got {unet.get(key)}"
+        for key, (value, why) in wanted.items()
+        if unet.get(key) != value
+    ]
+    stored = _stored_shape(folder / "unet", "conv_in.weight")
+    if not problems and stored is not None and stored[1] != 3 * channels:
+        problems.append(f"unet: the weights of conv_in have {stored[1]} input channels, the config says {3 * channels}")
+    return problems
+
+
+def _stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
+    from safetensors import safe_open
+
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            if key in weights.keys():
+                return tuple(weights.get_slice(key).get_shape())
+    return None
+
+
+def _scheduler_problems(folder: Path) -> list[str]:
+    from diffv2ir.samplers import check_schedule
+
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return ["scheduler: scheduler_config.json is missing"]
+    try:
+        check_schedule(_read_json(path, "scheduler"))
+    except ValueError as error:
+        return [f"scheduler: {error}"]
+    return []
+
+
+def _default_problems(folder: Path, index: dict[str, Any]) -> list[str]:
+    from diffv2ir.vlum.segment import MAP_STYLES
+
+    problems = []
+    styles = index.get("styles") or [GENERAL_STYLE]
+    map_style = index.get("map_style", MAP_STYLES[0])
+    if map_style not in MAP_STYLES:
+        problems.append(f"map_style must be one of {', '.join(MAP_STYLES)}, got {map_style!r}")
+    for style in styles:
+        if style != GENERAL_STYLE and not (folder / STYLES / str(style) / ADAPTER).is_file():
+            problems.append(f"style {style!r}: {STYLES}/{style}/{ADAPTER} is missing")
+    try:
+        defaults = GenerationSettings.from_dict(index.get("defaults") or {})
+    except (ValueError, TypeError) as error:
+        return [*problems, f"defaults: {error}"]
+    if defaults.style not in [GENERAL_STYLE, *styles]:
+        problems.append(f"defaults: style {defaults.style!r} is not one of {', '.join(styles)}")
+    return problems
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise BundleError(f"{what}: {path.name} is missing")
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{what}: {path.name} cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise BundleError(f"{what}: {path.name} must hold a JSON object")
+    return content

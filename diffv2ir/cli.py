@@ -1,0 +1,226 @@
+"""The command line: `python -m diffv2ir translate PHOTO... --out DIR` and `python -m diffv2ir evaluate --data DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffv2ir.settings import PRESETS, GenerationSettings
+
+if TYPE_CHECKING:
+    from diffv2ir.pipeline import DiffV2IRPipeline, Output
+
+OK, SOME_FAILED, USAGE = 0, 1, 2
+NO_SEGMENTATION = "none"
+
+
+class CommandError(Exception):
+    """A request that cannot be carried out; the message is shown as it is and the exit code is 2."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 when some photo could not be translated, 2 for a wrong request."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except CommandError as error:
+        print(f"diffv2ir {options.command}: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="diffv2ir", description="Translate visible photos into infrared pictures.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    translate = commands.add_parser("translate", help="turn photos into infrared pictures")
+    translate.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
+    translate.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the results")
+    translate.add_argument("--caption", help="use this caption instead of the model's; '' switches the caption off")
+    translate.add_argument(
+        "--segmentation",
+        metavar="FILE",
+        help=f"use this picture as segmentation map (one photo only); '{NO_SEGMENTATION}' switches the map off",
+    )
+    add_model_arguments(translate)
+    add_settings_arguments(translate)
+    translate.set_defaults(run=run_translate)
+
+    evaluate = commands.add_parser("evaluate", help="score a bundle on pairs of visible and real infrared images")
+    evaluate.add_argument("--data", required=True, type=Path, metavar="DIR", help="dataset folder")
+    evaluate.add_argument("--split", default="test", help="part of the dataset (default: test)")
+    evaluate.add_argument("--kind", default="pairs", help="kind of examples (default: pairs)")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="evaluate N examples, evenly spread")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores to FILE")
+    evaluate.add_argument("--sheet", type=Path, metavar="FILE", help="write a picture: visible | map | ours | real")
+    evaluate.add_argument("--sheet-scenes", type=int, default=24, metavar="N", help="scenes on the sheet (default: 24)")
+    evaluate.add_argument("--batch-size", type=int, default=4, metavar="N", help="images at a time (default: 4)")
+    add_model_arguments(evaluate)
+    add_settings_arguments(evaluate)
+    evaluate.set_defaults(run=run_evaluate)
+    return parser
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--bundle`, `--device` and `--dtype`, as `load_pipeline` takes them."""
+    parser.add_argument("--bundle", default="tiny", help="'tiny', a folder, or a hub id (default: tiny)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the weights")
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--preset` and one flag per field of `GenerationSettings`; what is not given stays as the bundle says."""
+    group = parser.add_argument_group("settings", "What is not given is taken from the bundle.")
+    group.add_argument("--preset", choices=sorted(PRESETS), help="a set of settings; the flags below go on top")
+    hints = typing.get_type_hints(GenerationSettings)
+    for field in dataclasses.fields(GenerationSettings):
+        kind = next(
+            kind for kind in (int, float, str) if kind in (hints[field.name], *typing.get_args(hints[field.name]))
+        )
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=kind,
+            choices=field.metadata.get("choices"),
+            metavar=None if "choices" in field.metadata else {int: "N", float: "X", str: "NAME"}[kind],
+            help=f"{field.metadata['label']}: {field.metadata['help']}".replace("%", "%%"),
+        )
+
+
+def load_pipeline(options: argparse.Namespace) -> DiffV2IRPipeline:
+    """The pipeline that `--bundle`, `--device` and `--dtype` ask for.
+
+    Raises:
+        CommandError: no such bundle, or one that is incomplete.
+    """
+    import torch
+
+    from diffv2ir.bundle import BundleError
+    from diffv2ir.pipeline import DiffV2IRPipeline
+
+    try:
+        pipe = DiffV2IRPipeline.from_pretrained(options.bundle, torch_dtype=getattr(torch, options.dtype))
+    except (BundleError, OSError) as error:
+        raise CommandError(error) from error
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        return pipe.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:
+        raise CommandError(f"device {options.device!r} cannot be used: {error}") from error
+
+
+def settings_from(options: argparse.Namespace, pipe: DiffV2IRPipeline) -> GenerationSettings:
+    """The bundle's settings, changed by `--preset` and then by the single flags.
+
+    Raises:
+        CommandError: a value out of its range, or a style that the bundle does not have.
+    """
+    names = [field.name for field in dataclasses.fields(GenerationSettings)]
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    try:
+        settings = pipe.default_settings.replace(**{**PRESETS.get(options.preset, {}), **given})
+    except ValueError as error:
+        raise CommandError(error) from error
+    if settings.style not in pipe.styles:
+        raise CommandError(f"style {settings.style!r} is not in this bundle, which has {', '.join(pipe.styles)}")
+    return settings
+
+
+def output_stems(photos: Sequence[Path], out: Path) -> list[str]:
+    """One stem per photo: its own, or with a number where `<stem>_ir.png` would overwrite a result or a given photo."""
+    given = {str(photo.resolve()).casefold() for photo in photos}
+    taken: set[str] = set()
+    stems = []
+    for photo in photos:
+        stem, number = photo.stem, 1
+        while stem.casefold() in taken or any(str(path.resolve()).casefold() in given for path in _outputs(out, stem)):
+            number += 1
+            stem = f"{photo.stem}-{number}"
+        taken.add(stem.casefold())
+        stems.append(stem)
+    return stems
+
+
+def _outputs(out: Path, stem: str) -> tuple[Path, Path]:
+    return out / f"{stem}_ir.png", out / f"{stem}_map.png"
+
+
+def run_translate(options: argparse.Namespace) -> int:
+    from diffv2ir.imaging import ImageError, load_image
+
+    if options.segmentation not in (None, NO_SEGMENTATION) and len(options.photos) > 1:
+        raise CommandError("--segmentation FILE fits one photo, got several")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        segmentation = _segmentation(options.segmentation)
+    except (ImageError, OSError) as error:
+        raise CommandError(error) from error
+    pipe = load_pipeline(options)
+    settings = settings_from(options, pipe)
+    failed = 0
+    for photo, stem in zip(options.photos, output_stems(options.photos, options.out), strict=True):
+        infrared_path, map_path = _outputs(options.out, stem)
+        try:
+            image = load_image(photo)
+        except (ImageError, OSError) as error:
+            print(f"{photo}: skipped, {error}", file=sys.stderr)
+            failed += 1
+            continue
+        conditioning = pipe.prepare(image, caption=options.caption, segmentation=segmentation)
+        output = pipe.generate(conditioning, settings)
+        output.save(infrared_path)
+        output.segmentation.save(map_path)
+        _print_result(photo, infrared_path, output)
+    return SOME_FAILED if failed else OK
+
+
+def _segmentation(value: str | None) -> Any:
+    from diffv2ir.imaging import load_image
+
+    if value is None:
+        return None
+    return False if value == NO_SEGMENTATION else load_image(value)
+
+
+def _print_result(photo: Path, path: Path, output: Output) -> None:
+    timings = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in output.timings.items())
+    print(f"{photo} -> {path}\n  caption: {output.caption or '(off)'}\n  seed: {output.seed}\n  timings: {timings}")
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from diffv2ir.data import DataError, check_examples, read_examples
+    from diffv2ir.evaluate import save_sheet, score, spread, translate_examples
+
+    for name in ("limit", "batch_size", "sheet_scenes"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise CommandError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    try:
+        examples = spread(read_examples(options.data, options.split, [options.kind]), options.limit)
+        check_examples(examples)
+    except (DataError, OSError) as error:
+        raise CommandError(error) from error
+    pipe = load_pipeline(options)
+    settings = settings_from(options, pipe)
+    settings = settings.replace(seed=settings.seed or 0)
+    with tqdm(total=len(examples), unit="image") as bar:
+        translations = translate_examples(
+            pipe, examples, settings, options.batch_size, lambda done, total: bar.update(done - bar.n)
+        )
+    report = score(translations, settings)
+    print(report.table())
+    record = {"bundle": options.bundle, "split": options.split, "kind": options.kind, **report.to_dict()}
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if options.sheet:
+        save_sheet(spread(translations, options.sheet_scenes), options.sheet)
+    return OK

@@ -1,0 +1,149 @@
+"""Photos in, pictures out: reading with orientation, working size, arrays, PNG metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+METADATA_KEY = "diffv2ir"
+
+# A photo longer than this is denoised with a shorter side below the resolution, which bounds memory and time.
+MAX_ASPECT = 3.0
+
+ImageSource = Image.Image | np.ndarray | str | os.PathLike
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or used; says which and why."""
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Any image as 8-bit RGB, upright (EXIF orientation applied).
+
+    Args:
+        source: a path, a PIL image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8, uint16 or float in
+            [0, 1]. Transparency is laid on white; 16-bit images are scaled to 8 bit.
+
+    Raises:
+        ImageError: missing, unreadable, damaged or far too large file; wrong shape, type or range of an array.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source, "image")
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(f"expected an image, an array or a path, got {type(source).__name__}")
+    path = Path(source)
+    if not path.is_file():
+        raise ImageError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+    try:
+        with Image.open(path) as image:
+            return _upright_rgb(image, str(path))
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image, or of an unknown format") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: too large ({error})") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error})") from None
+
+
+def working_size(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
+    """(width, height) at which a photo of `size` is denoised.
+
+    The aspect ratio is kept and the shorter side becomes `resolution`; if the longer one would then exceed `MAX_ASPECT`
+    times the resolution, the longer side becomes that. Both are rounded to a multiple of `multiple`, what VAE and UNet
+    halve together, and are at least one multiple.
+    """
+    scale = min(resolution / min(size), MAX_ASPECT * resolution / max(size))
+    width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in size)
+    return width, height
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> float32 [1, 3, H, W] in [-1, 1]."""
+    array = np.array(image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(array).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def to_gray(pixels: Tensor) -> list[Image.Image]:
+    """Decoded [B, 3, H, W] in [-1, 1] -> 8-bit gray images: the mean over the channels."""
+    gray = ((pixels.float().mean(dim=1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)  # [B, H, W]
+    return [Image.fromarray(array) for array in gray.cpu().numpy()]
+
+
+def save_png(image: Image.Image, path: str | os.PathLike, metadata: Mapping[str, Any], **texts: str) -> None:
+    """Write a PNG with `metadata` as JSON under the key "diffv2ir", and further texts under their own keys."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text(METADATA_KEY, json.dumps(dict(metadata)))
+    for key, text in texts.items():
+        info.add_itxt(key, text)
+    image.save(path, format="PNG", pnginfo=info)
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The settings that `save_png` wrote.
+
+    Raises:
+        ImageError: not a PNG of ours.
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(METADATA_KEY)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ImageError(f"{path}: cannot be read ({error})") from None
+    if text is None:
+        raise ImageError(f"{path}: holds no settings of DiffV2IR")
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ImageError(f"{path}: the settings in its metadata are damaged") from None
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image = ImageOps.exif_transpose(image)
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error})") from None
+    if min(image.size) < 1:
+        raise ImageError(f"{name}: has no pixels ({image.width}x{image.height})")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _from_deep_gray(np.asarray(image), name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _from_deep_gray(array: np.ndarray, name: str) -> Image.Image:
+    """16-bit gray by its full range; 32-bit integers and floats as they are if they fit 8 bit, else as 16-bit values."""
+    values = array.astype(np.float64)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"{name}: gray values must be finite and from 0 to 65535")
+    if array.dtype == np.uint16 or values.max() > 255:
+        values /= 257
+    return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
+        raise ImageError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4), got shape {array.shape}")
+    if array.dtype == np.uint16:
+        array = (array / 257).round().astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise ImageError("a float image array must be finite and in [0, 1]")
+        array = (array * 255).round().astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"an image array must be uint8, uint16 or float, got {array.dtype}")
+    return _upright_rgb(Image.fromarray(np.ascontiguousarray(array)), "array")

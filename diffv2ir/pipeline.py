@@ -1,0 +1,532 @@
+"""DiffV2IR: visible photo -> infrared picture (Sec. 3 of the paper).
+
+`prepare` understands a photo once (caption, segmentation map, latents); `generate` denoises as often as wanted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
+
+from diffv2ir import bundle, imaging, samplers
+from diffv2ir.guidance import Branch, BranchPlan, branch_weights, guided_prediction, make_branches, stack_pictures
+from diffv2ir.imaging import ImageSource
+from diffv2ir.settings import GENERAL_STYLE, MAX_SEED, GenerationSettings
+from diffv2ir.unet import load_lora, merge_lora_keeping_originals, restore_weights
+from diffv2ir.vlum import SamSegmenter, build_prompt, caption_images, segmentation_map
+
+# A segmentation map is drawn at the photo's size, up to this many pixels on the longer side.
+_LARGEST_MAP = 1024
+
+# A user's map may differ this much in aspect ratio from the photo (rounding of sizes), no more.
+_ASPECT_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the model knows about a photo: everything `generate` needs besides settings.
+
+    Attributes:
+        image: the photo, RGB, upright.
+        caption: "" if the text condition is off.
+        segmentation: the map, RGB, of the photo's aspect ratio; None if that condition is off.
+        prompt_embeds, null_embeds: [1, L, D] of the prompt and of the empty text.
+        visible_latents, segmentation_latents: [1, 4, h, w], unscaled encoder modes; zeros if the map is off.
+        size: (width, height) of the photo, and of every result.
+        resolution: pixels of the shorter side while denoising, as asked for.
+        timings: seconds by stage.
+    """
+
+    image: Image.Image
+    caption: str
+    prompt: str
+    segmentation: Image.Image | None
+    prompt_embeds: Tensor
+    null_embeds: Tensor
+    visible_latents: Tensor
+    segmentation_latents: Tensor
+    size: tuple[int, int]
+    resolution: int
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The denoised estimate x0 during generation: `latents` ([1, 4, h, w], scaled); call it for a gray picture of them."""
+
+    latents: Tensor
+    decode: Callable[[Tensor], Image.Image]
+
+    def __call__(self) -> Image.Image:
+        return self.decode(self.latents)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One infrared picture and how it came about.
+
+    Attributes:
+        image: 8-bit gray, at the size of the photo.
+        settings: those used, with the seed that was drawn.
+        evaluations: branches of Eq. 2 evaluated by the UNet, over all steps.
+        cancelled: a callback stopped it after `steps_done` steps; the picture is the estimate it had reached.
+        timings: seconds by stage.
+    """
+
+    image: Image.Image
+    caption: str
+    segmentation: Image.Image | None
+    settings: GenerationSettings
+    seed: int
+    evaluations: int
+    steps_done: int
+    cancelled: bool = False
+    timings: dict[str, float] = field(default_factory=dict)
+    bundle: str = ""
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the picture as PNG, its settings as JSON in the metadata key "diffv2ir", its caption in "Description"."""
+        texts = {"Description": self.caption, "Software": f"DiffV2IR ({self.bundle})"}
+        imaging.save_png(self.image, path, self.settings.to_dict(), **texts)
+
+
+Callback = Callable[[int, int, Estimate], Any]
+BatchCallback = Callable[[int, int, list[Estimate]], Any]
+
+
+class DiffV2IRPipeline(DiffusionPipeline):
+    """Visible-to-infrared translation with vision-language understanding.
+
+    Args:
+        unet: 12 input channels: noisy target, visible and segmentation latents.
+        vae: its encoder's mode is the condition; the target is its latent times `scaling_factor`.
+        defaults: the bundle's `GenerationSettings`, as a dict.
+        map_style: how segmentation maps are drawn, as in training ("union" or "regions").
+        styles: "general" and the names of the adapters in `styles/`.
+        name: of the bundle.
+    """
+
+    model_cpu_offload_seq = "captioner->segmenter->text_encoder->unet->vae"
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL | AutoencoderTiny,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: SchedulerMixin,
+        captioner: BlipForConditionalGeneration,
+        captioner_processor: BlipProcessor,
+        segmenter: SamSegmenter,
+        defaults: dict | None = None,
+        map_style: str = "union",
+        styles: list | None = None,
+        name: str = "",
+    ):
+        super().__init__()
+        _check_channels(unet, vae, text_encoder)
+        samplers.check_schedule(scheduler.config)
+        self.register_modules(
+            unet=unet,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+            captioner=captioner,
+            captioner_processor=captioner_processor,
+            segmenter=segmenter,
+        )
+        self.register_to_config(
+            defaults=GenerationSettings.from_dict(defaults or {}).to_dict(),
+            map_style=map_style,
+            styles=list(dict.fromkeys([GENERAL_STYLE, *(styles or [])])),
+            name=name,
+        )
+        self.folder: Path | None = None
+        self.branch_plan = BranchPlan()
+        self._style = GENERAL_STYLE
+        self._general_weights: dict[str, Tensor] = {}
+        if unet.device.type == "cpu":
+            unet.to(memory_format=torch.channels_last)
+            vae.to(memory_format=torch.channels_last)
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike = bundle.TINY, **kwargs: Any):
+        """Load a bundle: "tiny", a folder, or a hub id. Weights become float32 unless `torch_dtype` says otherwise.
+
+        Raises:
+            BundleError: not found, or incomplete, or of another layout or shape.
+        """
+        folder = bundle.resolve(
+            pretrained_model_name_or_path, kwargs.pop("revision", None), kwargs.pop("cache_dir", None)
+        )
+        bundle.check(folder)
+        if "dtype" not in kwargs:
+            kwargs.setdefault("torch_dtype", torch.float32)
+        try:
+            pipe = super().from_pretrained(str(folder), **kwargs)
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise bundle.BundleError(f"{folder} cannot be loaded: {error}") from error
+        pipe.folder = folder
+        return pipe
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Write the bundle with the general weights. Adapters are copied along."""
+        self.set_style(GENERAL_STYLE)
+        super().save_pretrained(save_directory, **kwargs)
+        for style in self.styles[1:]:
+            bundle.copy_style(self.folder, Path(save_directory), style)
+
+    @property
+    def default_settings(self) -> GenerationSettings:
+        """The bundle's own defaults."""
+        return GenerationSettings.from_dict(self.config.defaults)
+
+    @property
+    def styles(self) -> list[str]:
+        """Names of the target styles; "general" comes first."""
+        return list(self.config.styles)
+
+    @property
+    def style(self) -> str:
+        """The style whose weights are in place."""
+        return self._style
+
+    def set_style(self, style: str) -> None:
+        """Put the weights of a style in place: the general ones, or those with the style's adapter merged in.
+
+        Merging costs no time later, unlike an attached adapter; the general weights come back bit by bit.
+
+        Raises:
+            ValueError: the bundle has no such style, or its adapter does not fit.
+        """
+        if style not in self.styles:
+            raise ValueError(f"style must be one of {', '.join(self.styles)}, got {style!r}")
+        if style == self._style:
+            return
+        restore_weights(self.unet, self._general_weights)
+        self._general_weights, self._style = {}, GENERAL_STYLE
+        if style == GENERAL_STYLE:
+            return
+        if self.folder is None:
+            raise ValueError(f"style {style!r} cannot be loaded: the pipeline was not loaded from a bundle")
+        load_lora(self.unet, self.folder / bundle.STYLES / style, style)
+        self._general_weights = merge_lora_keeping_originals(self.unet)
+        self._style = style
+
+    # Understanding a photo
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        image: ImageSource,
+        caption: str | None = None,
+        segmentation: ImageSource | None | bool = None,
+        resolution: int | None = None,
+    ) -> Conditioning:
+        """Everything that is done once per photo: caption, segmentation map, text embeddings, latents.
+
+        Args:
+            image: the photo: path, PIL image or array, of any size.
+            caption: None asks BLIP; "" switches the text condition off.
+            segmentation: None asks SAM; a map of the photo's aspect ratio is used as it is; False switches it off.
+            resolution: pixels of the shorter side while denoising; None = the bundle's default. See
+                `imaging.working_size`.
+
+        Raises:
+            ImageError: the photo or the map cannot be used.
+            ValueError: caption or resolution of a wrong kind or range.
+        """
+        timings: dict[str, float] = {}
+        settings = self.default_settings
+        resolution = settings.resolution if resolution is None else settings.replace(resolution=resolution).resolution
+        photo = imaging.open_image(image)
+        with _timed(timings, "caption"):
+            caption = self._caption(photo, caption)
+        with _timed(timings, "segmentation"):
+            drawn = self._segmentation(photo, segmentation)
+        prompt = build_prompt(caption)
+        with _timed(timings, "text"):
+            null_embeds = self.encode_text("")
+            prompt_embeds = self.encode_text(prompt) if prompt else null_embeds
+        with _timed(timings, "encode"):
+            visible_latents, segmentation_latents = self._encode_both(photo, drawn, resolution)
+        return Conditioning(
+            image=photo,
+            caption=caption,
+            prompt=prompt,
+            segmentation=drawn,
+            prompt_embeds=prompt_embeds,
+            null_embeds=null_embeds,
+            visible_latents=visible_latents,
+            segmentation_latents=segmentation_latents,
+            size=photo.size,
+            resolution=resolution,
+            timings=timings,
+        )
+
+    @torch.no_grad()
+    def encode_text(self, text: str) -> Tensor:
+        """CLIP's last hidden states of a text, padded or cut to the model's length: [1, L, D]."""
+        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        tokens = self.tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
+
+    @torch.no_grad()
+    def encode_image(self, image: Image.Image) -> Tensor:
+        """The mode of the encoder for an RGB image whose sides the VAE can halve: unscaled latents [1, 4, h, w]."""
+        pixels = imaging.to_tensor(image).to(self.vae.device, self.vae.dtype)  # [1, 3, H, W]
+        encoded = self.vae.encode(pixels)
+        return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Image.Image:
+        """Target latents [1, 4, h, w], scaled -> 8-bit gray picture at the working size.
+
+        Raises:
+            FloatingPointError: the latents are not finite.
+        """
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
+        pixels = self.vae.decode(latents).sample  # [1, 3, H, W]
+        if not torch.isfinite(pixels).all():
+            raise FloatingPointError(f"the picture is not finite; load the bundle in float32 (it is {self.vae.dtype})")
+        return imaging.to_gray(pixels)[0]
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels by which VAE and UNet need the sides of an image to be divisible."""
+        vae_levels = len(self.vae.config.block_out_channels)
+        if isinstance(self.vae, AutoencoderTiny):
+            vae_levels = len(self.vae.config.encoder_block_out_channels)
+        return 2 ** (vae_levels - 1) * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def _caption(self, photo: Image.Image, caption: str | None) -> str:
+        if caption is None:
+            return caption_images(self.captioner, self.captioner_processor, [photo])[0]
+        if not isinstance(caption, str):
+            raise ValueError(f"caption must be a text or None, got {type(caption).__name__}")
+        return " ".join(caption.split())
+
+    def _segmentation(self, photo: Image.Image, given: ImageSource | None | bool) -> Image.Image | None:
+        if given is False:
+            return None
+        if given is True:
+            raise ValueError("segmentation must be a map, None (ask SAM) or False (off), got True")
+        if given is None:
+            scale = min(1.0, _LARGEST_MAP / max(photo.size))
+            size = tuple(max(1, round(side * scale)) for side in photo.size)
+            return segmentation_map(self.segmenter.masks(photo), size, self.config.map_style)
+        drawn = imaging.open_image(given)
+        ratio = (drawn.width / drawn.height) / (photo.width / photo.height)
+        # One pixel of rounding weighs more the smaller the map is.
+        if abs(ratio - 1) > _ASPECT_TOLERANCE + 1 / min(drawn.size):
+            raise imaging.ImageError(
+                f"the segmentation map ({drawn.width}x{drawn.height}) has another aspect ratio than the photo "
+                f"({photo.width}x{photo.height})"
+            )
+        return drawn
+
+    def _encode_both(self, photo: Image.Image, drawn: Image.Image | None, resolution: int) -> tuple[Tensor, Tensor]:
+        """Latents of photo and map at a resolution, each [1, 4, h, w]; zeros without a map."""
+        size = imaging.working_size(photo.size, resolution, self.size_multiple)
+        visible = self.encode_image(photo.resize(size, Image.Resampling.BICUBIC))
+        if drawn is None:
+            return visible, torch.zeros_like(visible)
+        return visible, self.encode_image(drawn.resize(size, Image.Resampling.NEAREST))
+
+    # Generating
+
+    def generate(
+        self, conditioning: Conditioning, settings: GenerationSettings | None = None, callback: Callback | None = None
+    ) -> Output:
+        """Denoise one infrared picture.
+
+        Args:
+            settings: None = the bundle's defaults. A resolution other than the prepared one re-encodes photo and map.
+            callback: called after each step as callback(step, total, estimate), step from 1; returning False cancels.
+        """
+        relay = None if callback is None else lambda step, total, estimates: callback(step, total, estimates[0])
+        return self.generate_batch([conditioning], settings, callback=relay)[0]
+
+    @torch.no_grad()
+    def generate_batch(
+        self,
+        conditionings: Sequence[Conditioning],
+        settings: GenerationSettings | None = None,
+        seeds: Sequence[int] | None = None,
+        callback: BatchCallback | None = None,
+    ) -> list[Output]:
+        """Denoise several pictures of the same working size together.
+
+        Each gets the noise of its own seed. On a CPU the pictures are exactly those each would get alone; on other devices,
+        where all share one evaluation of the UNet, up to rounding (a gray level here and there).
+
+        Args:
+            settings: None = the bundle's defaults.
+            seeds: one per picture; None: all use the settings' seed, or, without one, each draws its own.
+            callback: as in `generate`, with a list of estimates.
+        """
+        conditionings = list(conditionings)
+        settings = self._settings_for(conditionings, settings)
+        seeds = _seeds(len(conditionings), settings, seeds)
+        started = time.perf_counter()
+        self.set_style(settings.style)
+        conditionings = [self._at_resolution(c, settings.resolution) for c in conditionings]
+        weights = branch_weights(settings.visible_scale, settings.segmentation_scale, settings.text_scale)
+        branches = [self._branches(c, weights) for c in conditionings]
+        latents, steps_done = self._denoise(branches, settings, seeds, callback)
+        denoised = time.perf_counter()
+        outputs = []
+        for c, seed, own, latent in zip(conditionings, seeds, branches, latents.split(1), strict=True):
+            start = time.perf_counter()
+            image = self.decode(latent).resize(c.size, Image.Resampling.BICUBIC)
+            timings = {**c.timings, "denoise": denoised - started, "decode": time.perf_counter() - start}
+            outputs.append(
+                Output(
+                    image=image,
+                    caption=c.caption,
+                    segmentation=c.segmentation,
+                    settings=settings.replace(seed=seed),
+                    seed=seed,
+                    evaluations=steps_done * len(own),
+                    steps_done=steps_done,
+                    cancelled=steps_done < settings.steps,
+                    timings=timings,
+                    bundle=self.config.name,
+                )
+            )
+        return outputs
+
+    def __call__(
+        self,
+        image: ImageSource,
+        settings: GenerationSettings | None = None,
+        caption: str | None = None,
+        segmentation: ImageSource | None | bool = None,
+        callback: Callback | None = None,
+    ) -> Output:
+        """`prepare` and `generate` in one."""
+        resolution = None if settings is None else settings.resolution
+        return self.generate(self.prepare(image, caption, segmentation, resolution), settings, callback)
+
+    def _settings_for(
+        self, conditionings: list[Conditioning], settings: GenerationSettings | None
+    ) -> GenerationSettings:
+        if not conditionings:
+            raise ValueError("there is nothing to generate: no conditioning was given")
+        if settings is None:
+            settings = self.default_settings.replace(resolution=conditionings[0].resolution)
+        if not isinstance(settings, GenerationSettings):
+            raise ValueError(f"settings must be GenerationSettings, got {type(settings).__name__}")
+        sizes = {imaging.working_size(c.size, settings.resolution, self.size_multiple) for c in conditionings}
+        if len(sizes) > 1:
+            raise ValueError(f"a batch needs one working size, got {sorted(sizes)}; generate them one by one")
+        return settings
+
+    def _at_resolution(self, c: Conditioning, resolution: int) -> Conditioning:
+        """The conditioning with latents of another resolution; caption and map stay."""
+        if c.resolution == resolution:
+            return c
+        visible, segmentation = self._encode_both(c.image, c.segmentation, resolution)
+        return dataclasses.replace(c, visible_latents=visible, segmentation_latents=segmentation, resolution=resolution)
+
+    def _branches(self, c: Conditioning, weights) -> list[Branch]:
+        device, dtype = self.unet.device, self.unet.dtype
+        return make_branches(
+            weights,
+            c.visible_latents.to(device, dtype),
+            None if c.segmentation is None else c.segmentation_latents.to(device, dtype),
+            c.prompt_embeds.to(device, dtype) if c.prompt else None,
+            c.null_embeds.to(device, dtype),
+        )
+
+    def _denoise(
+        self,
+        branches: list[list[Branch]],
+        settings: GenerationSettings,
+        seeds: Sequence[int],
+        callback: BatchCallback | None,
+    ) -> tuple[Tensor, int]:
+        """The sampling loop: denoised latents [B, 4, h, w] (the last estimate, if cancelled) and the steps done."""
+        device = self.unet.device
+        scheduler = samplers.build_scheduler(settings.sampler, self.scheduler.config, settings.steps, device)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        shared = self._share_evaluations(branches)
+        channels = self.unet.config.out_channels
+        shape = (len(seeds), channels, *branches[0][0].image_latents.shape[2:])
+        latents = randn_tensor(shape, generator=generators, device=device) * scheduler.init_noise_sigma  # [B, 4, h, w]
+        estimate = latents
+        for number, timestep in enumerate(scheduler.timesteps, start=1):
+            prediction = self._predict(scheduler.scale_model_input(latents, timestep), timestep, shared)
+            latents, estimate = samplers.step(scheduler, prediction, timestep, latents, generators)
+            if callback is not None:
+                estimates = [Estimate(part, self.decode) for part in estimate.split(1)]
+                if callback(number, settings.steps, estimates) is False:
+                    return estimate, number
+        return latents, settings.steps
+
+    def _share_evaluations(self, branches: list[list[Branch]]) -> list[list[Branch]]:
+        """Branches by evaluation of the UNet: one per picture on a CPU, where a batch gains nothing and the last bits of a
+        result depend on the batch; else one for all, if all need the same branches."""
+        same = len({tuple(branch.weight for branch in own) for own in branches}) == 1
+        if self.unet.device.type == "cpu" or not same:
+            return branches
+        return [stack_pictures(branches)]
+
+    def _predict(self, latents: Tensor, timestep: Tensor, shared: list[list[Branch]]) -> Tensor:
+        """Guided prediction for every picture: [B, 4, h, w]."""
+        parts = latents.chunk(len(shared))
+        together = self.branch_plan.together(self.unet, parts[0], timestep, max(shared, key=len))
+        return torch.cat(
+            [
+                guided_prediction(self.unet, part, timestep, own, together)
+                for part, own in zip(parts, shared, strict=True)
+            ]
+        )
+
+
+def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny, text: CLIPTextModel) -> None:
+    channels = vae.config.latent_channels
+    if (unet.config.in_channels, unet.config.out_channels) != (3 * channels, channels):
+        raise ValueError(
+            f"the UNet needs {3 * channels} input and {channels} output channels (noisy target, visible and segmentation "
+            f"latents of {channels} channels), got {unet.config.in_channels} and {unet.config.out_channels}"
+        )
+    if unet.config.cross_attention_dim != text.config.hidden_size:
+        raise ValueError(
+            f"the UNet attends to texts of width {unet.config.cross_attention_dim}, the text encoder gives "
+            f"{text.config.hidden_size}"
+        )
+
+
+def _seeds(count: int, settings: GenerationSettings, seeds: Sequence[int] | None) -> list[int]:
+    if seeds is None:
+        if settings.seed is not None:
+            return [settings.seed] * count
+        # From the operating system: a caller's seed of the global generator must not repeat "random" pictures.
+        return [int.from_bytes(os.urandom(4), "little") & MAX_SEED for _ in range(count)]
+    if len(seeds) != count:
+        raise ValueError(f"expected {count} seeds, got {len(seeds)}")
+    return [settings.replace(seed=seed).seed for seed in seeds]
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str):
+    start = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - start

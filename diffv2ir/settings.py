@@ -1,0 +1,109 @@
+"""The settings of one generation: the single source of every default, range and label."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SAMPLERS = ("euler_ancestral", "dpmpp_2m", "unipc", "ddim")
+MAX_SEED = 2**31 - 1
+GENERAL_STYLE = "general"
+
+_STYLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def _setting(default: Any, label: str, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"label": label, "help": help, **metadata})
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Everything that decides a picture besides the photo, its caption and its segmentation map.
+
+    Each field's metadata holds `label`, `help` and, for numbers, `minimum`, `maximum` and `step` of a slider and `limit`:
+    the largest accepted value (None: there is none). Fields with a closed set of values have `choices`.
+
+    Raises:
+        ValueError: a value out of range, naming field, value and range.
+    """
+
+    steps: int = _setting(
+        100, "Steps", "Denoising steps; more is slower and finer.", minimum=1, maximum=200, limit=500, step=1
+    )
+    visible_scale: float = _setting(
+        1.5, "Visible scale (s_V)", "How strongly the photo itself guides (Eq. 2).",
+        minimum=0.0, maximum=15.0, limit=None, step=0.1,
+    )  # fmt: skip
+    segmentation_scale: float = _setting(
+        1.5, "Segmentation scale (s_S)", "How strongly the segmentation map guides (Eq. 2).",
+        minimum=0.0, maximum=15.0, limit=None, step=0.1,
+    )  # fmt: skip
+    text_scale: float = _setting(
+        7.5, "Text scale (s_T)", "How strongly the caption guides (Eq. 2).",
+        minimum=0.0, maximum=15.0, limit=None, step=0.1,
+    )  # fmt: skip
+    seed: int | None = _setting(
+        None, "Seed", "Start of the random noise; empty draws a new one.",
+        minimum=0, maximum=MAX_SEED, limit=MAX_SEED, step=1,
+    )  # fmt: skip
+    sampler: str = _setting("euler_ancestral", "Sampler", "The paper uses euler_ancestral.", choices=SAMPLERS)
+    resolution: int = _setting(
+        512, "Resolution", "Pixels of the shorter side while denoising.", minimum=64, maximum=1024, limit=2048, step=64
+    )
+    style: str = _setting(GENERAL_STYLE, "Style", "Target style of the bundle; 'general' is the model without adapter.")
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "resolution", "seed"):
+            if name != "seed" or self.seed is not None:
+                object.__setattr__(self, name, self._checked(name, integer=True))
+        for name in ("visible_scale", "segmentation_scale", "text_scale"):
+            object.__setattr__(self, name, self._checked(name, integer=False))
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        if not isinstance(self.style, str) or not _STYLE_NAME.fullmatch(self.style):
+            raise ValueError(f"style must be a name of letters, digits, '-' and '_', got {self.style!r}")
+
+    def _checked(self, name: str, integer: bool) -> int | float:
+        """The field's value as int or float (JSON and sliders write whole numbers either way), or a ValueError."""
+        value, metadata = getattr(self, name), self.__dataclass_fields__[name].metadata
+        low, high = metadata["minimum"], metadata["limit"]
+        kind = "a whole number" if integer else "a number"
+        wanted = f"{kind} from {low} to {high}" if high is not None else f"{kind}, {low} or more"
+        number = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+        if not number or (integer and value != int(value)) or value < low or (high is not None and value > high):
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        return int(value) if integer else float(value)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GenerationSettings:
+        """The settings with these values, defaults for the rest; unknown keys are a ValueError."""
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise ValueError(f"unknown settings: {', '.join(map(str, unknown))} (known: {known})")
+        return cls(**values)
+
+    def replace(self, **changes: Any) -> GenerationSettings:
+        """A copy with these fields changed; unknown names are a ValueError."""
+        return self.from_dict({**self.to_dict(), **changes})
+
+
+# What a preset changes in the bundle's own defaults: settings.replace(**PRESETS["fast"]).
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"sampler": "dpmpp_2m", "steps": 12},
+    "balanced": {"sampler": "dpmpp_2m", "steps": 25},
+    "paper": {
+        "sampler": "euler_ancestral",
+        "steps": 100,
+        "visible_scale": 1.5,
+        "segmentation_scale": 1.5,
+        "text_scale": 7.5,
+    },
+}

@@ -1,0 +1,28 @@
+"""Figures and a sheet of held-out scenes for a checkpoint, made by the same pipeline and protocol as the final score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffv2ir.data import Example
+from diffv2ir.evaluate import OVERALL, save_sheet, score, spread, translate_examples
+from diffv2ir.pipeline import DiffV2IRPipeline
+
+IMAGES = 12
+STEPS = 8
+
+
+def validate_bundle(bundle: Path, examples: Sequence[Example], step: int, output: Path) -> dict[str, float]:
+    """PSNR and SSIM over at most `IMAGES` held-out examples; writes `output/samples/step-*.png`."""
+    pipe = DiffV2IRPipeline.from_pretrained(bundle)
+    pipe.set_progress_bar_config(disable=True)
+    settings = pipe.default_settings.replace(
+        style=pipe.styles[-1], sampler="dpmpp_2m", steps=STEPS, seed=0, resolution=256
+    )
+    translations = translate_examples(pipe, spread(examples, IMAGES), settings)
+    samples = output / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
+    save_sheet(translations, samples / f"step-{step:07d}.png")
+    overall = score(translations, settings).model[OVERALL]
+    return {"validation/psnr": overall.psnr, "validation/ssim": overall.ssim}
