@@ -153,7 +153,7 @@ def _outputs(out: Path, stem: str) -> tuple[Path, Path]:
 
 
 def run_translate(options: argparse.Namespace) -> int:
-    from diffv2ir.imaging import ImageError, load_image
+    from diffv2ir.imaging import ImageError
 
     if options.segmentation not in (None, NO_SEGMENTATION) and len(options.photos) > 1:
         raise CommandError("--segmentation FILE fits one photo, got several")
@@ -168,30 +168,43 @@ def run_translate(options: argparse.Namespace) -> int:
     for photo, stem in zip(options.photos, output_stems(options.photos, options.out), strict=True):
         infrared_path, map_path = _outputs(options.out, stem)
         try:
-            image = load_image(photo)
-        except (ImageError, OSError) as error:
+            output = pipe(photo, settings, options.caption, segmentation)
+        except (ImageError, FloatingPointError) as error:
             print(f"{photo}: skipped, {error}", file=sys.stderr)
             failed += 1
             continue
-        conditioning = pipe.prepare(image, caption=options.caption, segmentation=segmentation)
-        output = pipe.generate(conditioning, settings)
-        output.save(infrared_path)
-        output.segmentation.save(map_path)
+        try:
+            output.save(infrared_path)
+            if output.segmentation is not None:
+                output.segmentation.save(map_path)
+        except OSError as error:
+            raise CommandError(f"{infrared_path} cannot be written: {error}") from error
         _print_result(photo, infrared_path, output)
     return SOME_FAILED if failed else OK
 
 
 def _segmentation(value: str | None) -> Any:
-    from diffv2ir.imaging import load_image
+    from diffv2ir.imaging import open_image
 
     if value is None:
         return None
-    return False if value == NO_SEGMENTATION else load_image(value)
+    return False if value == NO_SEGMENTATION else open_image(value)
 
 
 def _print_result(photo: Path, path: Path, output: Output) -> None:
     timings = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in output.timings.items())
     print(f"{photo} -> {path}\n  caption: {output.caption or '(off)'}\n  seed: {output.seed}\n  timings: {timings}")
+
+
+def _check_writable(path: Path | None) -> None:
+    """Refuse a place for a result before an hour of work, not after it; makes its folder."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error}") from error
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -209,6 +222,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
         check_examples(examples)
     except (DataError, OSError) as error:
         raise CommandError(error) from error
+    _check_writable(options.json)
+    _check_writable(options.sheet)
     pipe = load_pipeline(options)
     settings = settings_from(options, pipe)
     settings = settings.replace(seed=settings.seed or 0)

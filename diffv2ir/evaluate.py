@@ -1,8 +1,8 @@
 """Score a bundle on pairs of visible and real infrared images, per camera and overall.
 
-Protocol: both images of a pair are cut to their central square and resized to 256 px; the model sees that square and its
-output is compared as 8-bit gray. The visible image turned gray is scored beside it: a model that has learnt nothing of
-infrared does no better.
+Protocol: both images of a pair are cut to their central square and resized to 256 px; the model sees that square and
+its output is compared as 8-bit gray. The visible image turned gray is scored beside it: a model that has learnt nothing
+of infrared does no better.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 
 from diffv2ir.data import Example
+from diffv2ir.imaging import open_image
 from diffv2ir.metrics import FRECHET_NAME, frechet_distance, frechet_features, has_frechet_weights, psnr, ssim
 from diffv2ir.settings import MAX_SEED, GenerationSettings
 
@@ -117,7 +118,7 @@ def translate_examples(
     """Translate the visible image of each example. `progress(done, total)` is called after each batch.
 
     Raises:
-        ValueError: an example lacks its visible or its infrared image.
+        ValueError: an example lacks its visible or its infrared image, or one of them cannot be read.
     """
     for example in examples:
         if example.visible is None or example.infrared is None:
@@ -125,12 +126,12 @@ def translate_examples(
     translations: list[Translation] = []
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
-        visible = [central_square(Image.open(example.visible).convert("RGB")) for example in batch]
+        visible = [central_square(open_image(example.visible)) for example in batch]
         conditionings = [pipe.prepare(image, resolution=settings.resolution) for image in visible]
         seeds = [example_seed(example, settings.seed or 0) for example in batch]
         outputs = pipe.generate_batch(conditionings, settings, seeds=seeds)
         for example, image, output in zip(batch, visible, outputs, strict=True):
-            real = central_square(Image.open(example.infrared).convert("L"))
+            real = central_square(open_image(example.infrared).convert("L"))
             translations.append(
                 Translation(example, image, output.segmentation, output.image, real, output.caption or "")
             )

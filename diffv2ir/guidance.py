@@ -1,8 +1,9 @@
 """Guidance over three conditions (Eq. 2 of the paper) as a weighted sum of branches.
 
-Eq. 2,  ε(∅) + s_V (ε(V) − ε(∅)) + s_S (ε(V,S) − ε(V)) + s_T (ε(V,S,T) − ε(V,S)),  is the sum of the four predictions with
-weights that add up to 1. Because they do, the same weights guide a v-prediction: v = (α ε − x_t (1 − σ²)/…) is, at a fixed
-x_t and t, an affine function of ε, and an affine function passes unchanged through a sum whose weights add up to 1.
+Eq. 2,  ε(∅) + s_V (ε(V) − ε(∅)) + s_S (ε(V,S) − ε(V)) + s_T (ε(V,S,T) − ε(V,S)),  is the sum of the four predictions
+with weights that add up to 1. Because they do, the same weights guide a v-prediction: with x_t = α x_0 + σ ε, the
+velocity v = α ε − σ x_0 = (ε − σ x_t) / α is, at a fixed x_t and t, an affine function of ε, and an affine function
+passes unchanged through a sum whose weights add up to 1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# Above this many seconds one evaluation fills the device by itself: nothing to gain from a batch, and no time to measure.
+# Above this many seconds one evaluation fills the device by itself: a batch gains nothing, and measuring takes long.
 _SATURATED_SECONDS = 1.0
 
 
@@ -129,9 +130,9 @@ def _evaluate(unet: Callable, latents: Tensor, timestep: Tensor, branches: Seque
 class BranchPlan:
     """Whether a device runs the branches faster as one batch or one by one: measured once per shape, then remembered.
 
-    The two ways differ in the last bits of a float, which can move a pixel by one gray level. So that a seed keeps giving
-    the same picture, the answer is kept in a file per machine and never measured again. Delete the file, or set the
-    environment variable DIFFV2IR_BRANCHES to "together" or "separate", to change it.
+    The two ways differ in the last bits of a float, which can move a pixel by one gray level. So that a seed keeps
+    giving the same picture, the answer is kept in a file per machine and never measured again. Delete the file, or set
+    the environment variable DIFFV2IR_BRANCHES to "together" or "separate", to change it.
     """
 
     def __init__(self, path: str | Path | None = None):

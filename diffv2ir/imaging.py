@@ -124,7 +124,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_deep_gray(array: np.ndarray, name: str) -> Image.Image:
-    """16-bit gray by its full range; 32-bit integers and floats as they are if they fit 8 bit, else as 16-bit values."""
+    """16-bit gray by its full range; 32-bit integers and floats as they are if they fit 8 bit, else as 16-bit."""
     values = array.astype(np.float64)
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
         raise ImageError(f"{name}: gray values must be finite and from 0 to 65535")

@@ -155,7 +155,7 @@ def _feature_network() -> EfficientNetLite0:
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 with the parameter names of the released PyTorch weights (Tan & Le 2019, without squeeze-excite).
+    """EfficientNet-Lite0 (Tan & Le 2019, without squeeze-excite), with the parameter names of the released weights.
 
     `forward` maps [B, 3, H, W] to pooled features [B, 1280]; `_fc` is the ImageNet classifier on top of them.
     """

@@ -65,7 +65,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The denoised estimate x0 during generation: `latents` ([1, 4, h, w], scaled); call it for a gray picture of them."""
+    """The denoised estimate x0 during generation: `latents` ([1, 4, h, w], scaled); call it for their gray picture."""
 
     latents: Tensor
     decode: Callable[[Tensor], Image.Image]
@@ -98,7 +98,7 @@ class Output:
     bundle: str = ""
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the picture as PNG, its settings as JSON in the metadata key "diffv2ir", its caption in "Description"."""
+        """Write a PNG with the settings as JSON in its metadata key "diffv2ir", the caption in "Description"."""
         texts = {"Description": self.caption, "Software": f"DiffV2IR ({self.bundle})"}
         imaging.save_png(self.image, path, self.settings.to_dict(), **texts)
 
@@ -373,8 +373,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
     ) -> list[Output]:
         """Denoise several pictures of the same working size together.
 
-        Each gets the noise of its own seed. On a CPU the pictures are exactly those each would get alone; on other devices,
-        where all share one evaluation of the UNet, up to rounding (a gray level here and there).
+        Each gets the noise of its own seed. On a CPU the pictures are exactly those each would get alone; on other
+        devices, where all share one evaluation of the UNet, up to rounding (a gray level here and there).
 
         Args:
             settings: None = the bundle's defaults.
@@ -481,8 +481,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
         return latents, settings.steps
 
     def _share_evaluations(self, branches: list[list[Branch]]) -> list[list[Branch]]:
-        """Branches by evaluation of the UNet: one per picture on a CPU, where a batch gains nothing and the last bits of a
-        result depend on the batch; else one for all, if all need the same branches."""
+        """Branches by evaluation of the UNet: one list per picture on a CPU, where a batch gains nothing and the last
+        bits of a result depend on it; else one list for all, if all need the same branches."""
         same = len({tuple(branch.weight for branch in own) for own in branches}) == 1
         if self.unet.device.type == "cpu" or not same:
             return branches
@@ -490,22 +490,21 @@ class DiffV2IRPipeline(DiffusionPipeline):
 
     def _predict(self, latents: Tensor, timestep: Tensor, shared: list[list[Branch]]) -> Tensor:
         """Guided prediction for every picture: [B, 4, h, w]."""
-        parts = latents.chunk(len(shared))
-        together = self.branch_plan.together(self.unet, parts[0], timestep, max(shared, key=len))
-        return torch.cat(
-            [
-                guided_prediction(self.unet, part, timestep, own, together)
-                for part, own in zip(parts, shared, strict=True)
-            ]
-        )
+        predictions = []
+        for part, own in zip(latents.chunk(len(shared)), shared, strict=True):
+            # Asked for each: the ways differ in the last bits, and a picture must not depend on its neighbours.
+            together = self.branch_plan.together(self.unet, part, timestep, own)
+            predictions.append(guided_prediction(self.unet, part, timestep, own, together))
+        return torch.cat(predictions)
 
 
 def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny, text: CLIPTextModel) -> None:
     channels = vae.config.latent_channels
     if (unet.config.in_channels, unet.config.out_channels) != (3 * channels, channels):
         raise ValueError(
-            f"the UNet needs {3 * channels} input and {channels} output channels (noisy target, visible and segmentation "
-            f"latents of {channels} channels), got {unet.config.in_channels} and {unet.config.out_channels}"
+            f"the UNet needs {3 * channels} input and {channels} output channels (noisy target, visible and "
+            f"segmentation latents of {channels} channels), got {unet.config.in_channels} and "
+            f"{unet.config.out_channels}"
         )
     if unet.config.cross_attention_dim != text.config.hidden_size:
         raise ValueError(

@@ -18,8 +18,8 @@ from diffv2ir.settings import SAMPLERS
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
-# DDIM is first-order DPM-Solver++ (Lu et al. 2022, section 4). diffusers' DDIMScheduler would assume that timesteps lie a
-# whole number apart, and drifts where the number of steps does not divide the training timesteps.
+# DDIM is first-order DPM-Solver++ (Lu et al. 2022, section 4). diffusers' DDIMScheduler would assume that timesteps lie
+# a whole number apart, and drifts where the number of steps does not divide the training timesteps.
 _CLASSES = {
     "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
     "dpmpp_2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
@@ -38,17 +38,17 @@ def check_schedule(config: Mapping[str, Any]) -> None:
         )
     if prediction == "epsilon" and config.get("rescale_betas_zero_snr"):
         raise ValueError(
-            "the scheduler has rescale_betas_zero_snr with prediction_type 'epsilon': pure noise says nothing about the "
-            "picture there; train with 'v_prediction'"
+            "the scheduler has rescale_betas_zero_snr with prediction_type 'epsilon': pure noise says nothing about "
+            "the picture there; train with 'v_prediction'"
         )
 
 
 def build_scheduler(sampler: str, config: Mapping[str, Any], steps: int, device: Any = None) -> SchedulerMixin:
     """The scheduler of `sampler`, ready to walk `steps` timesteps of the noise schedule in `config`.
 
-    Every sampler starts at the last training timestep and ends without noise. `timestep_spacing` of the bundle is kept if
-    it is "trailing" or "linspace" (k-diffusion's, which the paper samples with); "leading" never reaches pure noise (Lin et
-    al. 2023) and is replaced by "trailing".
+    Every sampler starts at the last training timestep and ends without noise. `timestep_spacing` of the bundle is kept
+    if it is "trailing" or "linspace" (k-diffusion's, which the paper samples with); "leading" never reaches pure noise
+    (Lin et al. 2023) and is replaced by "trailing".
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")

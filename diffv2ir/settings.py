@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +24,8 @@ def _setting(default: Any, label: str, help: str, **metadata: Any) -> Any:
 class GenerationSettings:
     """Everything that decides a picture besides the photo, its caption and its segmentation map.
 
-    Each field's metadata holds `label`, `help` and, for numbers, `minimum`, `maximum` and `step` of a slider and `limit`:
-    the largest accepted value (None: there is none). Fields with a closed set of values have `choices`.
+    Each field's metadata holds `label`, `help` and, for numbers, `minimum`, `maximum` and `step` of a slider and
+    `limit`: the largest accepted value (None: there is none). Fields with a closed set of values have `choices`.
 
     Raises:
         ValueError: a value out of range, naming field, value and range.
@@ -73,7 +73,7 @@ class GenerationSettings:
         low, high = metadata["minimum"], metadata["limit"]
         kind = "a whole number" if integer else "a number"
         wanted = f"{kind} from {low} to {high}" if high is not None else f"{kind}, {low} or more"
-        number = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+        number = not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
         if not number or (integer and value != int(value)) or value < low or (high is not None and value > high):
             raise ValueError(f"{name} must be {wanted}, got {value!r}")
         return int(value) if integer else float(value)
@@ -84,10 +84,10 @@ class GenerationSettings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationSettings:
         """The settings with these values, defaults for the rest; unknown keys are a ValueError."""
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        unknown = [str(name) for name in values if name not in cls.__dataclass_fields__]
         if unknown:
             known = ", ".join(cls.__dataclass_fields__)
-            raise ValueError(f"unknown settings: {', '.join(map(str, unknown))} (known: {known})")
+            raise ValueError(f"unknown settings: {', '.join(unknown)} (known: {known})")
         return cls(**values)
 
     def replace(self, **changes: Any) -> GenerationSettings:
