@@ -51,7 +51,7 @@ def test_broken_and_unequal_images_are_all_named(manifest):
     with pytest.raises(DataError) as error:
         check_examples(read_examples(manifest))
     assert "2 problem(s)" in str(error.value)
-    assert "1.png: cannot be read" in str(error.value)
+    assert "1.png: not an image" in str(error.value)
     assert "scene2: sizes differ: visible 96x72, infrared 40x40" in str(error.value)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from diffv2ir.imaging import ImageError, open_image
 
 KINDS = ("pairs", "crops", "infrared")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -91,7 +91,7 @@ def _read_manifest(folder: Path) -> list[Example]:
                 caption=record.get("caption"),
                 **paths,
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"manifest.jsonl line {number}: {type(error).__name__}: {error}")
             continue
         if example.kind not in KINDS:
@@ -110,7 +110,10 @@ def _read_folders(folder: Path) -> list[Example]:
         for name in ("rgb", "ir", "seg")
     }
     captions_file = folder / "captions.json"
-    captions = json.loads(captions_file.read_text(encoding="utf-8")) if captions_file.is_file() else {}
+    try:
+        captions = json.loads(captions_file.read_text(encoding="utf-8")) if captions_file.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"{captions_file} is not JSON: {error}") from error
     problems = [
         f"rgb/{path.name} has no partner in ir/" for stem, path in files["rgb"].items() if stem not in files["ir"]
     ]
@@ -149,10 +152,10 @@ def check_examples(examples: Iterable[Example]) -> None:
             if path is None:
                 continue
             try:
-                with Image.open(path) as image:
-                    image.load()
-                    sizes[role] = image.size
-            except (OSError, UnidentifiedImageError) as error:
+                sizes[role] = open_image(path).size
+            except ImageError as error:
+                problems.append(str(error))
+            except (SyntaxError, ValueError) as error:  # how Pillow reports some damaged PNG files
                 problems.append(f"{path}: cannot be read ({error})")
         if len(set(sizes.values())) > 1:
             problems.append(f"{example.id}: sizes differ: {', '.join(f'{k} {w}x{h}' for k, (w, h) in sizes.items())}")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diffv2ir.data import Example
 from diffv2ir.training.images import load_rgb, random_integer, to_tensor
-from diffv2ir.training.loop import Draw, Loop, LoopConfig
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def train_autoencoder(examples: Sequence[Example], output: Path, config: Autoenc
     )  # fmt: skip
     vae = loop.run().vae.eval()
     vae.register_to_config(scaling_factor=round(1 / latent_std(vae, examples, config.statistics_images), 4))
-    vae.save_pretrained(done)
+    write_atomically(done, vae.save_pretrained)
     (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
     logger.info("autoencoder: scaling factor %.4f", vae.config.scaling_factor)
     return done

@@ -39,6 +39,12 @@ class ViewConfig:
     flip: bool = True
     variants: int = 4
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(f"crop must be at least 1 and at most resize ({self.resize}), got {self.crop}")
+        if self.variants < 1:
+            raise ValueError(f"variants must be at least 1, got {self.variants}")
+
 
 @lru_cache(maxsize=200_000)
 def file_hash(path: Path) -> str:
@@ -97,7 +103,9 @@ class MapCache:
 
     def __init__(self, folder: Path, segmenter: SamSegmenter, style: str):
         self.folder, self.segmenter, self.style = folder / "maps", segmenter, style
-        self._model_hash = weights_hash(segmenter) + json.dumps(dict(segmenter.config), sort_keys=True, default=str)
+        # Without "_name_or_path": the same model in another folder draws the same maps.
+        settings = {key: value for key, value in segmenter.config.items() if not key.startswith("_")}
+        self._model_hash = weights_hash(segmenter) + json.dumps(settings, sort_keys=True, default=str)
 
     def path(self, example: Example) -> Path:
         """Where the map of an example lies, or will lie."""
@@ -175,7 +183,10 @@ class LatentCache:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
     def _path(self, example: Example, variant: int) -> Path:
-        hashes = {role: file_hash(p) if role != "segmentation" else p.stem for role, p in self.roles(example).items()}
+        hashes = {role: file_hash(path) for role, path in self.roles(example).items() if role != "segmentation"}
+        if "segmentation" in (roles := self.roles(example)):  # the name of a map of ours is its content's key
+            given = example.segmentation
+            hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
         view = [self.view.resize, self.view.crop, self.view.flip, variant, self.seed]
         key = _key(hashes, self._vae_hash, view)
         return self.folder / key[:2] / f"{key}.safetensors"

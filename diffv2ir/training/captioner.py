@@ -18,7 +18,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 
 from diffv2ir.data import Example
 from diffv2ir.training.images import load_rgb, random_integer, resize_shorter
-from diffv2ir.training.loop import Draw, Loop, LoopConfig
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
 from diffv2ir.vlum import caption_images
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def build_captioner(config: CaptionerConfig, processor: BlipProcessor) -> BlipFo
 
 
 def train_captioner(examples: Sequence[Example], output: Path, config: CaptionerConfig) -> Path:
-    """Train; writes `captioner/` and `captioner_processor/` into `output`, returns the former. Resumable, idempotent."""
+    """Train; writes `captioner/` and `captioner_processor/` into `output`, returns the former. Resumable."""
     done = output / "captioner"
     if (done / "config.json").is_file():
         return done
@@ -128,7 +128,8 @@ def train_captioner(examples: Sequence[Example], output: Path, config: Captioner
     )  # fmt: skip
     trained = loop.run().eval()
     (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
-    save(output, trained)
+    processor.save_pretrained(output / "captioner_processor")
+    write_atomically(done, trained.save_pretrained)
     return done
 
 

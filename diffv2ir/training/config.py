@@ -19,7 +19,10 @@ def load_config(path: str | Path, kind: type[T]) -> T:
     Raises:
         ValueError: the file has an unknown key, lacks a required one, or a value is refused; the message names it.
     """
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     try:
@@ -34,12 +37,16 @@ def from_mapping(values: dict[str, Any], kind: type[T]) -> T:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - set(fields)):
         raise ValueError(f"unknown setting(s) {unknown} of {kind.__name__}; it has {sorted(fields)}")
-    return kind(**{name: _convert(value, hints[name]) for name, value in values.items()})
+    converted = {}
+    for name, value in values.items():
+        try:
+            converted[name] = _convert(value, hints[name])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
+    return kind(**converted)
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    if value is None:
-        return None
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
@@ -48,4 +55,8 @@ def _convert(value: Any, hint: Any) -> Any:
             return tuple(value)
         if option is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             return float(value)  # YAML reads 1e-4 as a string
-    return value
+        kind = typing.get_origin(option) or option
+        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+            return value
+    names = " or ".join("a list" if typing.get_origin(o) is tuple else getattr(o, "__name__", str(o)) for o in options)
+    raise ValueError(f"expected {names}, got {value!r}")

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffv2ir.imaging import open_image
+
 
 def load_rgb(path: Path) -> Image.Image:
-    """Read an image file as 8-bit RGB."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    """Read an image file as 8-bit RGB, upright; 16-bit gray is scaled."""
+    return open_image(path)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

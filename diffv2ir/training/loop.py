@@ -216,7 +216,9 @@ class Loop:
                 sums, seen, started = {}, 0, time.monotonic()
             last = self.step == self.config.steps
             if self.validate and self.config.validate_every and (self.step % self.config.validate_every == 0 or last):
-                self._log(writer, self._with_average(lambda: self.validate(self.plain_model, self.step)))
+                if main:
+                    self._log(writer, self._with_average(lambda: self.validate(self.plain_model, self.step)))
+                self.accelerator.wait_for_everyone()
                 started = time.monotonic()
             if self.step % self.config.checkpoint_every == 0 or last:
                 self.checkpoint()
@@ -242,7 +244,9 @@ class Loop:
             for key, value in losses.items():
                 sums[key] = sums.get(key, 0.0) + value.item() / len(chunks)
         norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        if not (math.isfinite(sums["loss"]) and torch.isfinite(norm)):
+        # With fp16, gradients may overflow now and then: the scaler skips such a step and lowers its scale.
+        scaled = accelerator.scaler is not None and accelerator.scaler.get_scale() > 1
+        if not math.isfinite(sums["loss"]) or not (scaled or torch.isfinite(norm)):
             last = latest_checkpoint(self.output)
             raise TrainingError(
                 f"{self.name}: step {self.step + 1} gave loss {sums['loss']} and gradient norm {float(norm)}. "
@@ -251,7 +255,7 @@ class Loop:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
+        if self.ema and not self.optimizer.step_was_skipped:
             self.ema.step(self.parameters)
         return sums
 
@@ -292,6 +296,8 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
         }
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
         torch.save(state, folder / "trainer.pt")
         (folder / "history.json").write_text(json.dumps({"config": asdict(self.config), "history": self.history}))
         if self.save:
@@ -309,6 +315,8 @@ class Loop:
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
             parameter.data.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.accelerator.device)

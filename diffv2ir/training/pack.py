@@ -34,10 +34,19 @@ def pack_bundle(general: Path, styles: dict[str, Path], target: Path, name: str,
         index["defaults"] = pipe.default_settings.replace(**defaults).to_dict()
         index["name"] = name
         (folder / bundle.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        for path in folder.rglob("*.json"):
+            _forget_origin(path)
 
     write_atomically(target, write)
     bundle.check(target)
     return target
+
+
+def _forget_origin(path: Path) -> None:
+    """Take out where the components were trained: a path of this machine that means nothing elsewhere."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _metadata(source: Path, style: str) -> dict[str, str] | None:

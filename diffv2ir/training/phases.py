@@ -20,10 +20,11 @@ from pathlib import Path
 
 import diffusers
 import torch
+from accelerate import PartialState
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
 
 from diffv2ir import bundle
 from diffv2ir.data import DataError, Example
@@ -32,7 +33,7 @@ from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewCon
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
 from diffv2ir.unet import merge_lora, widen_conv_in
-from diffv2ir.vlum import INFRARED_PROMPT, SamSegmenter, build_prompt
+from diffv2ir.vlum import INFRARED_PROMPT, MAP_STYLES, SamSegmenter, build_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,12 @@ class PhaseConfig:
             raise ValueError("phase 1 trains a LoRA: set lora")
         if self.phase in ("base", "2") and self.lora is not None:
             raise ValueError(f"phase {self.phase} trains all weights: remove lora")
+        if self.map_style not in MAP_STYLES:
+            raise ValueError(f"map_style must be one of {MAP_STYLES}, got {self.map_style!r}")
+        # Raises now, not after the training, by the name of the field.
+        GenerationSettings.from_dict({**self.defaults, "style": self.style or GENERAL_STYLE})
+        if self.style == GENERAL_STYLE:
+            raise ValueError(f"style {GENERAL_STYLE!r} is the name of the weights without a style; choose another")
 
     def fits(self, example: Example) -> bool:
         """Whether an example is used by this phase."""
@@ -130,13 +137,14 @@ class Parts:
 
     @classmethod
     def load(cls, folder: Path) -> Parts:
-        """Load from a folder in the diffusers layout; all weights are frozen."""
+        """Load from a folder in the diffusers layout; all weights are frozen, and on this process's device."""
+        device = PartialState().device
         index = json.loads((folder / "model_index.json").read_text())
         vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}[index["vae"][1]]
         parts = cls(
             folder,
-            vae_class.from_pretrained(folder / "vae").eval().requires_grad_(False),
-            CLIPTextModel.from_pretrained(folder / "text_encoder").eval().requires_grad_(False),
+            vae_class.from_pretrained(folder / "vae").eval().requires_grad_(False).to(device),
+            CLIPTextModel.from_pretrained(folder / "text_encoder").eval().requires_grad_(False).to(device),
             CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             DDPMScheduler.from_pretrained(folder / "scheduler"),
         )
@@ -176,9 +184,11 @@ def train_phase(
         raise DataError(f"phase {config.phase}: no example of kinds {config.kinds} and sources {config.sources}")
     held_out = [example for example in validation if config.fits(example)]
     parts, vlum = Parts.load(start), vlum or start
+    _check_start(config, start)
     unet = _initial_unet(config, parts)
-    latents = _fill_caches(config, parts, chosen, cache, vlum)
-    captions = CaptionCache(cache, None, None) if config.phase != "1" else None
+    processes = PartialState()
+    with processes.main_process_first():  # the others find everything made
+        latents, captions = _fill_caches(config, parts, chosen, cache, vlum)
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
 
@@ -211,9 +221,19 @@ def train_phase(
         name=name if config.phase != "base" else "text-to-image base",
     )
     model = loop.run()
-    (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
-    write_atomically(result, lambda folder: save(folder, model))
+    if processes.is_main_process:
+        (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
+        write_atomically(result, lambda folder: save(folder, model))
+    processes.wait_for_everyone()
     return result
+
+
+def _check_start(config: PhaseConfig, start: Path) -> None:
+    """An adapter shares the maps of the bundle it belongs to."""
+    if config.phase == "3" and config.lora:
+        style = json.loads((start / bundle.INDEX).read_text()).get("map_style", config.map_style)
+        if style != config.map_style:
+            raise ValueError(f"map_style must be that of {start}, {style!r}, got {config.map_style!r}")
 
 
 def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
@@ -230,8 +250,14 @@ def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
         )
     else:
         unet = UNet2DConditionModel.from_pretrained(parts.folder / "unet", torch_dtype=torch.float32)
+    channels = parts.vae.config.latent_channels * (1 if config.phase in ("base", "1") else 3)
     if config.phase == "2":
-        unet = widen_conv_in(unet, 3 * parts.vae.config.latent_channels)
+        unet = widen_conv_in(unet, channels)
+    if unet.config.in_channels != channels:
+        raise ValueError(
+            f"phase {config.phase} needs a UNet of {channels} input channels, {parts.folder} has one of "
+            f"{unet.config.in_channels}: start from the result of the phase before"
+        )
     unet.train().requires_grad_(config.lora is None)
     if config.lora:
         adapter = LoraConfig(
@@ -244,29 +270,32 @@ def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
     return unet.to(memory_format=torch.channels_last)
 
 
-def _fill_caches(config: PhaseConfig, parts: Parts, examples: list[Example], cache: Path, vlum: Path) -> LatentCache:
+def _fill_caches(
+    config: PhaseConfig, parts: Parts, examples: list[Example], cache: Path, vlum: Path
+) -> tuple[LatentCache, CaptionCache]:
     """Make what is missing of captions, maps and latents; only what this phase reads."""
     maps = None
     if config.phase in ("2", "3"):
-        maps = MapCache(cache, SamSegmenter.from_pretrained(vlum / "segmenter").eval(), config.map_style)
+        segmenter = SamSegmenter.from_pretrained(vlum / "segmenter").eval()
+        maps = MapCache(cache, segmenter.to(parts.vae.device), config.map_style)
         maps.fill(examples)
+    captions = CaptionCache(cache, None, None)
     if config.phase != "1" and any(not example.caption for example in examples):
-        from transformers import BlipForConditionalGeneration, BlipProcessor
-
-        captioner = BlipForConditionalGeneration.from_pretrained(vlum / "captioner").eval()
-        CaptionCache(cache, captioner, BlipProcessor.from_pretrained(vlum / "captioner_processor")).fill(examples)
+        captioner = BlipForConditionalGeneration.from_pretrained(vlum / "captioner").eval().to(parts.vae.device)
+        captions = CaptionCache(cache, captioner, BlipProcessor.from_pretrained(vlum / "captioner_processor"))
+        captions.fill(examples)
     latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed)
     latents.fill(examples)
-    return latents
+    return latents, captions
 
 
 def _sample(
-    config: PhaseConfig, latents: LatentCache, captions: CaptionCache | None, example: Example, draw: Draw
+    config: PhaseConfig, latents: LatentCache, captions: CaptionCache, example: Example, draw: Draw
 ) -> tuple[Tensor, str, Tensor | None]:
     """Target latent, prompt and condition latents of one draw, with condition dropout applied."""
     views = latents.load(example, draw.epoch)
     # A stream of its own: the objective draws timestep and noise from `draw.generator()` itself.
-    uniform = float(torch.rand((), generator=torch.Generator().manual_seed(draw.generator().seed() ^ 0x5EED)))
+    uniform = float(torch.rand((), generator=torch.Generator().manual_seed(draw.generator().initial_seed() ^ 0x5EED)))
     if config.phase == "1":
         return views["infrared"], INFRARED_PROMPT, None
     if config.phase == "base":
@@ -321,7 +350,8 @@ def _write_bundle_index(config: PhaseConfig, start: Path, folder: Path) -> None:
             "segmenter": [SamSegmenter.__module__, "SamSegmenter"],
             "styles": [GENERAL_STYLE],
         }
-    styles = before["styles"] + ([config.style] if config.lora else [])
+    # Adapters of other weights do not fit: they stay behind when all weights were trained.
+    styles = [*before["styles"], config.style] if config.lora else [GENERAL_STYLE]
     index = {
         **before,
         "_diffusers_version": diffusers.__version__,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffv2ir.data import Example
+from diffv2ir.training.cache import file_hash
 from diffv2ir.training.images import load_rgb, random_integer
-from diffv2ir.training.loop import Draw, Loop, LoopConfig
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
 from diffv2ir.vlum import SamSegmenter
 
 logger = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ def train_segmenter(examples: Sequence[Example], output: Path, config: Segmenter
         config.loop, output, SegmenterObjective(segmenter), loss, len(paths), name="segmenter",
         save=lambda folder, model: model.segmenter.save_pretrained(folder / "segmenter"),
     )  # fmt: skip
-    loop.run().segmenter.eval().save_pretrained(done)
+    write_atomically(done, loop.run().segmenter.eval().save_pretrained)
     (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
     return done
 
@@ -123,12 +125,15 @@ def _teach(paths: list[Path], cache: Path, scales: Sequence[float], side: int) -
     """Images (h, w, 3) uint8 with the longer side `side`, and their label maps (scales, h, w); labels kept on disk."""
     cache.mkdir(parents=True, exist_ok=True)
     images, labels = [], []
+    stems = Counter(path.stem for path in paths)
     for path in tqdm(paths, desc="graph segmentation", mininterval=5):
         image = load_rgb(path)
         scale = side / max(image.size)
         image = image.resize([max(1, round(s * scale)) for s in image.size], Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
-        stored = cache / f"{path.stem}-{'-'.join(f'{s:g}' for s in scales)}.npy"
+        # Equal names in different folders are different images.
+        name = path.stem if stems[path.stem] == 1 else f"{path.stem}-{file_hash(path)[:8]}"
+        stored = cache / f"{name}-{'-'.join(f'{s:g}' for s in scales)}.npy"
         if not stored.is_file():
             found = [felzenszwalb(pixels, scale=s, sigma=0.8, min_size=round(40 + s / 4)) for s in scales]
             with stored.with_suffix(".partial").open("wb") as file:

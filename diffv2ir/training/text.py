@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from diffv2ir.data import Example
 from diffv2ir.training.images import load_rgb, random_integer, resize_shorter, to_tensor
-from diffv2ir.training.loop import Draw, Loop, LoopConfig
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
 from diffv2ir.vlum import INFRARED_PROMPT, build_prompt
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def contrastive_loss(logits: Tensor, captions: Sequence[str]) -> Tensor:
 
 
 def train_text(examples: Sequence[Example], output: Path, config: TextConfig) -> Path:
-    """Train both; writes `tokenizer/` and `text_encoder/` into `output` and returns the latter. Resumable, idempotent."""
+    """Train both; writes `tokenizer/` and `text_encoder/` into `output` and returns the latter. Resumable."""
     done = output / "text_encoder"
     if (done / "config.json").is_file():
         return done
@@ -121,7 +121,8 @@ def train_text(examples: Sequence[Example], output: Path, config: TextConfig) ->
     )  # fmt: skip
     trained = loop.run()
     (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
-    save(output, trained)
+    tokenizer.save_pretrained(output / "tokenizer")
+    write_atomically(done, _text_encoder(trained.clip).save_pretrained)
     return done
 
 

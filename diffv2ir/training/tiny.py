@@ -12,7 +12,7 @@ from pathlib import Path
 
 from diffusers import DDPMScheduler
 
-from diffv2ir.data import Example, check_examples, read_examples, split_validation
+from diffv2ir.data import DataError, Example, check_examples, read_examples, split_validation
 from diffv2ir.training.autoencoder import AutoencoderConfig, train_autoencoder
 from diffv2ir.training.captioner import CaptionerConfig, train_captioner
 from diffv2ir.training.config import load_config
@@ -66,6 +66,8 @@ def train_tiny(data: Path, output: Path, configs: Path) -> Path:
     logger.info("checking %d examples", len(everything))
     check_examples(everything)
     train, validation = split_validation(everything)
+    if not any(example.visible and example.caption for example in train):
+        raise DataError(f"{data} has no captions: text encoder and captioner cannot learn from it")
     stages = _stages(train, validation, output, configs)
     total, spent, expected = sum(stage.minutes for stage in stages), 0.0, 0.0
     for number, stage in enumerate(stages, start=1):
@@ -103,7 +105,7 @@ def _stages(train: list[Example], validation: list[Example], output: Path, confi
         Stage("captioner", 10, component(CaptionerConfig, train_captioner, "captioner")),
         Stage("autoencoder", 17, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
-        Stage("text-to-image base", 8, phase("base", parts)),
+        Stage("text-to-image base", 8, phase("base", parts, vlum=vlum)),
         Stage("phase 1, infrared prior", 6, phase("phase1", output / "base" / "result")),
         Stage("phase 2, paired", 45, phase("phase2", output / "phase1" / "result", vlum=vlum)),
         *[Stage(f"phase 3, {style}", 5, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],

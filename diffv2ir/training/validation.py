@@ -1,9 +1,11 @@
-"""Figures and a sheet of held-out scenes for a checkpoint, made by the same pipeline and protocol as the final score."""
+"""Figures and a sheet of held-out scenes for a checkpoint, by the pipeline and protocol of the final score."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from accelerate import PartialState
 
 from diffv2ir.data import Example
 from diffv2ir.evaluate import OVERALL, save_sheet, score, spread, translate_examples
@@ -15,7 +17,7 @@ STEPS = 8
 
 def validate_bundle(bundle: Path, examples: Sequence[Example], step: int, output: Path) -> dict[str, float]:
     """PSNR and SSIM over at most `IMAGES` held-out examples; writes `output/samples/step-*.png`."""
-    pipe = DiffV2IRPipeline.from_pretrained(bundle)
+    pipe = DiffV2IRPipeline.from_pretrained(bundle).to(PartialState().device)
     pipe.set_progress_bar_config(disable=True)
     settings = pipe.default_settings.replace(
         style=pipe.styles[-1], sampler="dpmpp_2m", steps=STEPS, seed=0, resolution=256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -103,11 +104,11 @@ class SamSegmenter(ModelMixin, ConfigMixin):
         if size not in OFFICIAL_SIZES:
             raise ValueError(f"size must be one of {sorted(OFFICIAL_SIZES)}, got {size!r}")
         model = cls(**OFFICIAL_SIZES[size], **options)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         constants = {"pixel_mean": model.sam.pixel_mean, "pixel_std": model.sam.pixel_std}
         try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
             model.sam.load_state_dict({**constants, **state})
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(f"{path} is not an official SAM {size} checkpoint: {error}") from error
         return model.eval()
 
@@ -119,7 +120,7 @@ class SamSegmenter(ModelMixin, ConfigMixin):
             image: RGB, any size; segmented at the model's own resolution.
 
         Returns:
-            Boolean arrays (h, w) of equal size, of the image's aspect ratio, the longer side `image_size`. May be empty.
+            Boolean arrays (h, w) of the image's aspect ratio, the longer side `image_size`. May be empty.
         """
         scale = self.config.image_size / max(image.size)
         size = [max(1, round(side * scale)) for side in image.size]
