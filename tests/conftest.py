@@ -122,11 +122,20 @@ def make_segmenter() -> SamSegmenter:
     ).eval()  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    """What is measured in a test stays in it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.delenv("DIFFV2IR_BRANCHES", raising=False)
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """What a test measures does not reach the user's cache, and the user's environment does not reach the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        for name in ("DIFFV2IR_BRANCHES", "DIFFV2IR_TINY"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def new_unet():
+    """Makes the bundle's UNet anew, with other input channels or another seed if asked."""
+    return make_unet
 
 
 @pytest.fixture(scope="session")
