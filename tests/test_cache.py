@@ -1,0 +1,268 @@
+"""Captions, maps and latents on disk: what makes a new entry, and what each entry holds."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from make_data import draw_scene, make_manifest_dataset
+from PIL import Image
+from transformers import BlipForConditionalGeneration, BlipProcessor
+
+from diffv2ir.data import read_examples
+from diffv2ir.training import cache as cache_module
+from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig, encode_mode, file_hash
+from diffv2ir.training.images import load_rgb, resize_shorter, to_tensor
+from diffv2ir.vlum import SamSegmenter
+
+VIEW = ViewConfig(resize=20, crop=16, variants=2)
+
+
+@pytest.fixture
+def examples(tmp_path):
+    file_hash.cache_clear()  # as in a new process: tests change files
+    return read_examples(make_manifest_dataset(tmp_path / "data", pairs=3, infrared=1), split="train")
+
+
+@pytest.fixture(scope="module")
+def vae(bundle_folder):
+    return AutoencoderKL.from_pretrained(bundle_folder / "vae").eval()
+
+
+@pytest.fixture
+def segmenter(bundle_folder):
+    return SamSegmenter.from_pretrained(bundle_folder / "segmenter").eval()
+
+
+def entries(folder):
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def added(folder, *latent_caches, examples):
+    """How many files filling the caches adds."""
+    before = entries(folder)
+    for latents in latent_caches:
+        latents.fill(examples)
+    return len(entries(folder) - before)
+
+
+# Latents
+
+
+def test_latents_are_made_once(examples, vae, tmp_path, monkeypatch):
+    assert added(tmp_path / "c", LatentCache(tmp_path / "c", vae, VIEW, None), examples=examples) == 2 * len(examples)
+    monkeypatch.setattr(cache_module, "encode_mode", None)  # would be called, were anything missing
+    LatentCache(tmp_path / "c", vae, VIEW, None).fill(examples)
+
+
+@pytest.mark.parametrize("change", [{"resize": 24}, {"crop": 12}, {"flip": False}])
+def test_latents_depend_on_the_view(examples, vae, tmp_path, change):
+    LatentCache(tmp_path, vae, VIEW, None).fill(examples)
+    other = LatentCache(tmp_path, vae, dataclasses.replace(VIEW, **change), None)
+    assert added(tmp_path / "latents", other, examples=examples) == 2 * len(examples)
+
+
+def test_latents_depend_on_seed_weights_and_content(examples, vae, tmp_path):
+    folder = tmp_path / "latents"
+    LatentCache(tmp_path, vae, VIEW, None).fill(examples)
+    assert added(folder, LatentCache(tmp_path, vae, VIEW, None, seed=1), examples=examples) == 2 * len(examples)
+    changed = AutoencoderKL.from_config(vae.config).eval()
+    changed.load_state_dict(vae.state_dict())
+    changed.encoder.conv_out.bias.data[0] += 1e-3
+    assert added(folder, LatentCache(tmp_path, changed, VIEW, None), examples=examples) == 2 * len(examples)
+    for role in ("visible", "infrared"):
+        draw_scene(50)[0].save(getattr(examples[1], role))
+        file_hash.cache_clear()
+        assert added(folder, LatentCache(tmp_path, vae, VIEW, None), examples=examples) == 2, role
+
+
+def test_latents_depend_on_the_map(examples, vae, segmenter, tmp_path):
+    def with_maps(style):
+        maps = MapCache(tmp_path, segmenter, style)
+        maps.fill(examples)
+        return LatentCache(tmp_path, vae, VIEW, maps)
+
+    with_maps("regions").fill(examples)
+    pairs = sum(example.visible is not None for example in examples)
+    assert added(tmp_path / "latents", with_maps("union"), examples=examples) == 2 * pairs
+    own = tmp_path / "own.png"
+    given = [dataclasses.replace(examples[0], segmentation=own)]
+    for colour in ("red", "blue"):  # another map under the same name
+        Image.new("RGB", (96, 72), colour).save(own)
+        file_hash.cache_clear()
+        assert added(tmp_path / "latents", with_maps("regions"), examples=given) == 2, colour
+
+
+def test_visible_infrared_and_map_have_the_same_crop_and_flip(examples, vae, segmenter, tmp_path):
+    view = dataclasses.replace(VIEW, variants=8)
+    same = dataclasses.replace(examples[0], infrared=examples[0].visible, segmentation=examples[0].visible)
+    latents = LatentCache(tmp_path, vae, view, MapCache(tmp_path, segmenter, "regions"))
+    latents.fill([same])
+    views = [latents.load(same, epoch) for epoch in range(8)]
+    for entry in views:
+        assert set(entry) == {"visible", "infrared", "segmentation"}
+        torch.testing.assert_close(entry["visible"], entry["infrared"], rtol=0, atol=2e-3)
+        torch.testing.assert_close(entry["visible"], entry["segmentation"], rtol=0, atol=2e-3)
+    distances = [(a["visible"] - b["visible"]).abs().max() for n, a in enumerate(views) for b in views[:n]]
+    assert min(distances) > 1e-2  # while no two views are the same
+
+
+def test_views_flip_about_half_of_the_time(examples, vae, tmp_path):
+    latents = LatentCache(tmp_path, vae, ViewConfig(resize=16, crop=16, variants=40), None)
+    square = draw_scene(3, (16, 16))[0]
+    mirrored = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    views = [latents._view(square, examples[0], variant) for variant in range(40)]
+    assert all(view.tobytes() in (square.tobytes(), mirrored.tobytes()) for view in views)
+    assert 12 <= sum(view.tobytes() == mirrored.tobytes() for view in views) <= 28
+
+
+def test_epochs_take_turns_over_the_variants(examples, vae, tmp_path):
+    latents = LatentCache(tmp_path, vae, VIEW, None)
+    latents.fill(examples)
+    first, second, third = (latents.load(examples[0], epoch)["visible"] for epoch in range(3))
+    assert torch.equal(first, third) and not torch.equal(first, second)
+
+
+def test_latents_are_the_unscaled_modes_of_the_view(examples, vae, tmp_path):
+    view = ViewConfig(resize=16, crop=16, flip=False, variants=1)
+    square = tmp_path / "square.png"
+    draw_scene(9, (16, 16))[0].save(square)
+    example = dataclasses.replace(examples[0], visible=square, infrared=square)
+    latents = LatentCache(tmp_path, vae, view, None)
+    latents.fill([example])
+    with torch.no_grad():
+        wanted = vae.encode(to_tensor(Image.open(square))[None]).latent_dist.mode()[0]
+    assert vae.config.scaling_factor != 1
+    torch.testing.assert_close(latents.load(example, 0)["visible"], wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_infrared_alone_has_one_latent(examples, vae, segmenter, tmp_path):
+    alone = next(example for example in examples if example.visible is None)
+    latents = LatentCache(tmp_path, vae, VIEW, MapCache(tmp_path, segmenter, "regions"))
+    latents.fill([alone])
+    assert set(latents.load(alone, 0)) == {"infrared"}
+
+
+def test_a_killed_write_leaves_nothing_that_is_read(examples, vae, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def dies(entry, path):
+        path.write_bytes(b"half of a file")
+        raise Killed
+
+    latents = LatentCache(tmp_path, vae, VIEW, None)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(cache_module, "save_file", dies)
+        latents.fill(examples)
+    assert [name.startswith(".") for name in entries(tmp_path / "latents")] == [True]
+    latents.fill(examples)
+    assert all("visible" in latents.load(example, 1) for example in examples if example.visible)
+
+
+def test_tiny_autoencoders_have_a_mode_too():
+    small = dict(encoder_block_out_channels=(4, 4), decoder_block_out_channels=(4, 4))
+    tiny = AutoencoderTiny(**small, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    images = torch.zeros(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(encode_mode(tiny, images), tiny.encode(images).latents)
+
+
+@pytest.mark.parametrize("change", [{"crop": 21}, {"crop": 0}, {"variants": 0}])
+def test_impossible_views_are_refused_by_name(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        dataclasses.replace(VIEW, **change)
+
+
+# Maps
+
+
+def test_map_depends_on_content_weights_settings_and_style(examples, segmenter, tmp_path):
+    example = examples[0]
+    paths = [MapCache(tmp_path, segmenter, style).path(example) for style in ("regions", "union")]
+    segmenter.register_to_config(points_per_side=3)
+    paths.append(MapCache(tmp_path, segmenter, "regions").path(example))
+    next(segmenter.parameters()).data += 1e-3
+    paths.append(MapCache(tmp_path, segmenter, "regions").path(example))
+    draw_scene(50)[0].save(example.visible)
+    file_hash.cache_clear()
+    paths.append(MapCache(tmp_path, segmenter, "regions").path(example))
+    assert len(set(paths)) == 5
+
+
+def test_map_does_not_depend_on_the_folder_of_the_segmenter(examples, bundle_folder, tmp_path):
+    shutil.copytree(bundle_folder / "segmenter", tmp_path / "elsewhere")
+    folders = (bundle_folder / "segmenter", tmp_path / "elsewhere")
+    paths = [MapCache(tmp_path, SamSegmenter.from_pretrained(f), "union").path(examples[0]) for f in folders]
+    assert paths[0] == paths[1]
+
+
+def test_maps_are_drawn_once_and_given_maps_are_used(examples, segmenter, tmp_path, monkeypatch):
+    maps = MapCache(tmp_path, segmenter, "regions")
+    maps.fill(examples)
+    assert load_rgb(maps.path(examples[0])).size == load_rgb(examples[0].visible).size
+    monkeypatch.setattr(SamSegmenter, "masks", None)
+    MapCache(tmp_path, segmenter, "regions").fill(examples)
+    own = dataclasses.replace(examples[0], segmentation=examples[0].infrared)
+    assert maps.path(own) == own.segmentation
+
+
+# Captions
+
+
+@pytest.fixture
+def blip(bundle_folder):
+    model = BlipForConditionalGeneration.from_pretrained(bundle_folder / "captioner").eval()
+    return model, BlipProcessor.from_pretrained(bundle_folder / "captioner_processor")
+
+
+def test_captions_of_the_dataset_come_first_and_others_are_made_once(examples, blip, tmp_path, monkeypatch):
+    asked = []
+
+    def counting(model, processor, images):
+        asked.extend(images)
+        return [f"a picture {number}" for number, _ in enumerate(images)]
+
+    monkeypatch.setattr(cache_module, "caption_images", counting)
+    captions = CaptionCache(tmp_path, *blip)
+    captions.fill(examples)
+    assert len(asked) == 1  # the first pair alone has no caption
+    assert captions.caption(examples[0]) == "a picture 0"
+    assert captions.caption(examples[1]) == examples[1].caption
+    again = CaptionCache(tmp_path, *blip)
+    again.fill(examples)
+    assert len(asked) == 1 and again.caption(examples[0]) == "a picture 0"
+    assert json.loads((tmp_path / "captions.json").read_text()) == again.known
+
+
+def test_captions_depend_on_weights_and_content(examples, blip, tmp_path):
+    def known():
+        captions = CaptionCache(tmp_path, *blip)
+        captions.fill(examples[:1])
+        return len(captions.known)
+
+    assert known() == 1
+    next(blip[0].parameters()).data += 1e-3
+    assert known() == 2
+    draw_scene(50)[0].save(examples[0].visible)
+    file_hash.cache_clear()
+    assert known() == 3
+
+
+# Images
+
+
+def test_deep_gray_is_scaled_and_orientation_honoured(tmp_path):
+    Image.new("I;16", (6, 4), 257 * 100).save(tmp_path / "deep.png")
+    assert load_rgb(tmp_path / "deep.png").getpixel((0, 0)) == (100, 100, 100)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert load_rgb(tmp_path / "turned.jpg").size == (4, 6)
+
+
+@pytest.mark.parametrize("size, wanted", [((30, 20), (15, 10)), ((7, 90), (10, 129)), ((10, 10), (10, 10))])
+def test_shorter_side_becomes_the_size(size, wanted):
+    assert resize_shorter(Image.new("RGB", size), 10).size == wanted
