@@ -69,6 +69,44 @@ def test_folder_layout_pairs_by_name_and_reads_captions(tmp_path):
         read_examples(tmp_path)
 
 
+def test_damaged_png_is_named(manifest):
+    path = manifest / "images" / "1.png"
+    whole = path.read_bytes()
+    for damaged in (whole[:300], whole[:60] + b"\0" * 40 + whole[100:], whole[: whole.index(b"IDAT")] + b"????"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"1\.png: "):
+            check_examples(read_examples(manifest))
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", "7", '{"id": "x"}', '{"id": "x", "visible": 3}'])
+def test_record_of_another_kind_is_named(manifest, line):
+    with (manifest / "manifest.jsonl").open("a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(DataError, match="manifest.jsonl line 13"):
+        read_examples(manifest)
+
+
+def test_infrared_without_partner_and_damaged_captions_are_named(tmp_path):
+    for name in ("rgb", "ir"):
+        (tmp_path / name).mkdir()
+        draw_scene(1)[0].save(tmp_path / name / "a.png")
+    draw_scene(1)[1].save(tmp_path / "ir" / "b.png")
+    with pytest.raises(DataError, match=r"ir/b.png has no partner in rgb/"):
+        read_examples(tmp_path)
+    (tmp_path / "ir" / "b.png").unlink()
+    (tmp_path / "captions.json").write_text("{")
+    with pytest.raises(DataError, match="captions.json is not JSON"):
+        read_examples(tmp_path)
+
+
+def test_folder_of_infrared_alone_and_given_maps(tmp_path):
+    for name in ("ir", "seg"):
+        (tmp_path / name).mkdir()
+        draw_scene(1)[1].save(tmp_path / name / "a.png")
+    (example,) = read_examples(tmp_path)
+    assert (example.kind, example.visible, example.segmentation) == ("infrared", None, tmp_path / "seg" / "a.png")
+
+
 def test_folder_that_is_no_dataset_is_refused(tmp_path):
     with pytest.raises(DataError, match="is not a dataset"):
         read_examples(tmp_path)

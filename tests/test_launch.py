@@ -1,0 +1,130 @@
+"""The command lines of training: what is wrong ends in a message and exit code 1, before anything is trained."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from make_data import draw_scene, make_manifest_dataset, make_start_folder
+
+from train import launch, tiny
+
+ROOT = Path(__file__).parent.parent
+PHASE2 = (
+    'phase: "2"\nloop: {steps: 1, batch_size: 2}\nview: {resize: 18, crop: 16, variants: 1}\nvalidation_fraction: 0.0\n'
+)
+
+
+@pytest.fixture(scope="module")
+def start(bundle_folder, tmp_path_factory):
+    return make_start_folder(bundle_folder, tmp_path_factory.mktemp("start") / "base")
+
+
+@pytest.fixture
+def command(start, bundle_folder, tmp_path, monkeypatch):
+    """Run the command line of phase 2 on a small dataset; returns its error message."""
+    make_manifest_dataset(tmp_path / "data", pairs=4, infrared=0)
+    (tmp_path / "phase2.yaml").write_text(PHASE2)
+
+    def run(*extra):
+        folders = {"--data": "data", "--output": "run", "--config": "phase2.yaml"}
+        arguments = [part for option, name in folders.items() for part in (option, str(tmp_path / name))]
+        arguments += ["--start", str(start), "--vlum", str(bundle_folder), *map(str, extra)]
+        monkeypatch.setattr(sys, "argv", ["phase2", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            launch.run_phase("2", "sd15/phase2.yaml", "")
+        # `sys.exit` with a text prints it and ends the process with code 1.
+        assert isinstance(exit.value.code, str) and exit.value.code.startswith("error: ")
+        assert not (tmp_path / "run").exists()
+        return exit.value.code
+
+    return run
+
+
+def test_missing_partner(command, tmp_path):
+    (tmp_path / "data" / "images" / "1_ir.png").unlink()
+    assert "scene1: no file" in (message := command()) and "1_ir.png" in message
+
+
+def test_unequal_sizes(command, tmp_path):
+    draw_scene(1, (40, 40))[1].save(tmp_path / "data" / "images" / "1_ir.png")
+    assert "scene1: sizes differ: visible 96x72, infrared 40x40" in command()
+
+
+def test_unreadable_files_are_all_named(command, tmp_path):
+    images = tmp_path / "data" / "images"
+    (images / "0.png").write_bytes((images / "0.png").read_bytes()[:200])
+    (images / "2_ir.png").write_bytes(b"not an image")
+    message = command()
+    assert "2 problem(s)" in message and "0.png: " in message and "2_ir.png: not an image" in message
+
+
+def test_empty_split(command, tmp_path):
+    manifest = tmp_path / "data" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"split": "train"', '"split": "test"'))
+    assert "no example with split='train'" in command()
+
+
+def test_data_that_does_not_fit_the_phase(command, tmp_path):
+    (tmp_path / "phase2.yaml").write_text(PHASE2 + "sources: [elsewhere]\n")
+    assert "no example of kinds None and sources ('elsewhere',)" in command()
+
+
+def test_folder_that_is_no_dataset(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert f"{tmp_path / 'empty'} is not a dataset" in command("--data", tmp_path / "empty")
+
+
+def test_configuration_of_another_phase(command, tmp_path):
+    (tmp_path / "phase2.yaml").write_text('phase: "1"\nloop: {steps: 1}\nlora: {rank: 2}\n')
+    assert "phase2.yaml is a configuration of phase 1, not of phase 2" in command()
+
+
+def test_misspelt_setting(command, tmp_path):
+    (tmp_path / "phase2.yaml").write_text(PHASE2 + "droput: 0.1\n")
+    assert "unknown setting(s) ['droput']" in command()
+
+
+def test_start_folder_that_is_not_there(command, tmp_path):
+    assert "nowhere" in command("--start", tmp_path / "nowhere")
+
+
+def test_errors_of_the_program_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        launch.run(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("phase", ["1", "2", "3"])
+def test_each_phase_has_its_command(phase, monkeypatch):
+    called = []
+    monkeypatch.setattr(launch, "run_phase", lambda *arguments: called.append(arguments[:2]))
+    runpy.run_module(f"train.phase{phase}", run_name="__main__")
+    assert called == [(phase, f"sd15/phase{phase}.yaml")]
+    assert (Path(launch.__file__).parent / "configs" / called[0][1]).is_file()
+
+
+def test_tiny_checks_its_data_first(tmp_path, monkeypatch):
+    data = make_manifest_dataset(tmp_path / "data", pairs=4, infrared=0)
+    arguments = ["tiny", "--data", str(data), "--output", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    (data / "images" / "1.png").write_bytes(b"not an image")
+    with pytest.raises(SystemExit, match="error: .*\n.*1.png: not an image"):
+        tiny.main()
+    draw_scene(1)[0].save(data / "images" / "1.png")
+    records = [json.loads(line) for line in (data / "manifest.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("caption", None)
+    (data / "manifest.jsonl").write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(SystemExit, match="error: .*has no captions"):
+        tiny.main()
+    assert not (tmp_path / "run").exists()
+
+
+def test_exit_code_of_a_process(tmp_path):
+    code = "from train.launch import run\ndef fail():\n    raise ValueError('what went wrong')\nrun(fail)"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "error: what went wrong")
