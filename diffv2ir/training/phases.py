@@ -258,8 +258,8 @@ def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
             f"phase {config.phase} needs a UNet of {channels} input channels, {parts.folder} has one of "
             f"{unet.config.in_channels}: start from the result of the phase before"
         )
-    unet.train().requires_grad_(config.lora is None)
-    if config.lora:
+    unet.train().requires_grad_(config.lora is None).to(memory_format=torch.channels_last)
+    if config.lora:  # after the change of layout: safetensors refuses adapters that are not contiguous
         adapter = LoraConfig(
             r=config.lora.rank,
             lora_alpha=config.lora.alpha,
@@ -267,7 +267,7 @@ def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
             init_lora_weights="gaussian",
         )
         unet.add_adapter(adapter, adapter_name=config.style or "infrared")
-    return unet.to(memory_format=torch.channels_last)
+    return unet
 
 
 def _fill_caches(

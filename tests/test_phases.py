@@ -1,0 +1,352 @@
+"""The phases one after the other on real classes: what is trained, what stays, and what each folder holds."""
+
+import collections
+import contextlib
+import errno
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from make_data import make_manifest_dataset, make_start_folder
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffv2ir import bundle
+from diffv2ir.data import DataError, read_examples
+from diffv2ir.pipeline import DiffV2IRPipeline
+from diffv2ir.training import phases, validation
+from diffv2ir.training.cache import ViewConfig
+from diffv2ir.training.diffusion import DROPPED_SUBSETS, DiffusionObjective
+from diffv2ir.training.loop import Draw, LoopConfig, TrainingError
+from diffv2ir.training.pack import pack_bundle
+from diffv2ir.training.phases import LoraSettings, Parts, PhaseConfig, UNetSettings, train_phase
+from diffv2ir.training.validation import validate_bundle
+from diffv2ir.unet import load_lora, merge_lora
+from diffv2ir.vlum import build_prompt
+
+LORA = LoraSettings(rank=2, alpha=4, targets=("to_q", "conv1"))
+UNET = UNetSettings(block_out_channels=(16, 32), heads=2, norm_num_groups=8, sample_size=8)
+LOOP = LoopConfig(steps=2, batch_size=4, learning_rate=1e-2, warmup_steps=1, ema_decay=0.5, checkpoint_every=1)
+COMMON = dict(loop=LOOP, view=ViewConfig(resize=18, crop=16, variants=2), unet=UNET)
+CONFIGS = {
+    "base": PhaseConfig(phase="base", **COMMON),
+    "1": PhaseConfig(phase="1", lora=LORA, **COMMON),
+    "2": PhaseConfig(phase="2", defaults={"steps": 2, "resolution": 64, "sampler": "ddim"}, **COMMON),
+    "adapter": PhaseConfig(phase="3", style="dusk", lora=LORA, **COMMON),
+    "full": PhaseConfig(phase="3", style="dawn", **COMMON),
+}
+CONFIGS["2"] = replace(CONFIGS["2"], loop=replace(LOOP, validate_every=2))
+
+Chain = collections.namedtuple("Chain", "results seen examples vlum")
+
+
+@contextlib.contextmanager
+def recording_objective(seen):
+    """While it lasts, `seen` collects what the objective is given."""
+
+    class Recording(DiffusionObjective):
+        def __call__(self, unet, draws, targets, prompts, conditions):
+            seen.append((self.scaling_factor, prompts, None if conditions is None else conditions.shape[1:]))
+            return super().__call__(unet, draws, targets, prompts, conditions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "DiffusionObjective", Recording)
+        yield
+
+
+@pytest.fixture(scope="module")
+def chain(bundle_folder, tmp_path_factory):
+    """All phases, each from the result of the one before; phase 3 twice."""
+    output = tmp_path_factory.mktemp("chain")
+    examples = read_examples(make_manifest_dataset(output / "data", pairs=5, infrared=3), split="train")
+    results = {"parts": make_start_folder(bundle_folder, output / "parts", unet=False)}
+    starts = {"base": "parts", "1": "base", "2": "1", "adapter": "2", "full": "adapter"}
+    seen = collections.defaultdict(list)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "STEPS", 1)
+        patch.setattr(validation, "IMAGES", 1)
+        for name, start in starts.items():
+            options = dict(
+                cache=output / "cache", vlum=bundle_folder, validation=examples[:2], validate=validate_bundle
+            )
+            with recording_objective(seen[name]):
+                results[name] = train_phase(CONFIGS[name], examples, results[start], output / name, **options)
+    return Chain(results, seen, examples, bundle_folder)
+
+
+@pytest.fixture
+def train(chain, tmp_path):
+    """Train a phase from the chain's folders into a new one."""
+
+    def train(name, start, **changes):
+        config = replace(CONFIGS[name], **changes)
+        options = dict(cache=tmp_path / "cache", vlum=chain.vlum)
+        return train_phase(config, chain.examples, chain.results[start], tmp_path / "run", **options)
+
+    return train
+
+
+def unet_state(folder):
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def changed(before, after):
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def checkpoints(result):
+    return sorted((result.parent / "checkpoints").iterdir())
+
+
+# Base
+
+
+def test_base_is_a_text_to_image_folder(chain):
+    pipe = StableDiffusionPipeline.from_pretrained(chain.results["base"])
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.unet.config.in_channels == 4
+    image = pipe("a car", num_inference_steps=1, height=16, width=16, output_type="np").images[0]
+    assert image.shape == (16, 16, 3)
+
+
+def test_base_learns_captions_of_the_dataset_and_of_blip(chain):
+    prompts = {prompt for _, batch, _ in chain.seen["base"] for prompt in batch}
+    known = {example.caption for example in chain.examples if example.caption}
+    assert prompts & known and prompts - known - {""}  # the first scene has no caption, BLIP makes one
+    assert all(conditions is None for *_, conditions in chain.seen["base"])
+
+
+# Phase 1
+
+
+def test_phase_1_trains_the_adapter_alone(chain):
+    unet = phases._initial_unet(CONFIGS["1"], Parts.load(chain.results["base"]))
+    trained = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    before, after = unet_state(chain.results["base"]), unet_state(chain.results["1"])
+    merged = changed(before, after)
+    assert merged == {name for name in before if name.endswith((".to_q.weight", ".conv1.weight"))}
+
+
+def test_phase_1_keeps_the_adapter_that_it_merges(chain):
+    unet = UNet2DConditionModel.from_pretrained(chain.results["base"] / "unet")
+    load_lora(unet, chain.results["1"] / "styles" / "infrared", "infrared")
+    ours, theirs = merge_lora(unet).state_dict(), unet_state(chain.results["1"])
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_phase_1_has_one_prompt_and_no_condition(chain):
+    assert {prompt for _, batch, _ in chain.seen["1"] for prompt in batch} == {"an infrared image"}
+    assert all(conditions is None for *_, conditions in chain.seen["1"])
+
+
+# Phase 2
+
+
+def test_phase_2_widens_the_first_convolution_and_keeps_what_it_was(chain):
+    unet = phases._initial_unet(CONFIGS["2"], Parts.load(chain.results["1"]))
+    before = unet_state(chain.results["1"])
+    assert unet.conv_in.weight.shape[1] == unet.config.in_channels == 12
+    assert torch.equal(unet.conv_in.weight[:, :4], before["conv_in.weight"])
+    assert not unet.conv_in.weight[:, 4:].any()
+    assert torch.equal(unet.conv_in.bias, before["conv_in.bias"])
+    assert all(parameter.requires_grad for parameter in unet.parameters())
+    trained = unet_state(chain.results["2"])["conv_in.weight"]
+    assert trained[:, 4:8].any() and trained[:, 8:].any()
+
+
+def test_phases_see_scaled_targets_conditions_and_prompts(chain):
+    captions = {example.caption for example in chain.examples if example.visible}
+    for name in ("2", "adapter", "full"):
+        for scaling, prompts, conditions in chain.seen[name]:
+            assert scaling == 0.5  # of the small autoencoder
+            assert conditions == (8, 8, 8)
+            assert any(prompt == build_prompt(caption) for prompt in prompts for caption in captions if caption)
+
+
+@pytest.mark.parametrize("name", ["2", "adapter", "full"])
+def test_result_is_a_bundle_that_generates(chain, photo, name):
+    pipe = DiffV2IRPipeline.from_pretrained(chain.results[name])
+    wanted = {"2": ["general"], "adapter": ["general", "dusk"], "full": ["general"]}
+    assert (pipe.styles, pipe.config.name) == (wanted[name], CONFIGS[name].style or "general")
+    assert (pipe.config.map_style, pipe.default_settings.sampler) == ("regions", "ddim")
+    pictures = [pipe(photo, pipe.default_settings.replace(seed=1, style=style)).image for style in pipe.styles]
+    assert all(picture.size == photo.size and picture.mode == "L" for picture in pictures)
+    assert len({picture.tobytes() for picture in pictures}) == len(pipe.styles)
+
+
+@pytest.mark.parametrize("name", ["2", "adapter", "full"])
+def test_every_checkpoint_is_a_bundle(chain, name):
+    folders = checkpoints(chain.results[name])
+    assert [folder.name for folder in folders] == ["step-0000001", "step-0000002"]
+    for folder in folders:
+        bundle.check(folder)
+    DiffV2IRPipeline.from_pretrained(folders[0]).set_style(CONFIGS[name].style if name == "adapter" else "general")
+    kind = "styles/dusk/" + bundle.ADAPTER if name == "adapter" else "unet/diffusion_pytorch_model.safetensors"
+    first, last = (load_file(folder / kind) for folder in folders)
+    assert changed(first, last)
+    assert not changed(last, load_file(chain.results[name] / kind))
+
+
+def test_validation_writes_a_sheet_and_figures(chain):
+    output = chain.results["2"].parent
+    sheet = Image.open(output / "samples" / "step-0000002.png")
+    assert sheet.width > sheet.height > 100
+    history = json.loads((output / "history.json").read_text())["history"]
+    (figures,) = [entry for entry in history if "validation/psnr" in entry]
+    assert figures["step"] == 2 and 0 < figures["validation/psnr"] < 60 and -1 <= figures["validation/ssim"] <= 1
+    assert not (output / "candidate").exists()
+
+
+# Phase 3
+
+
+def test_phase_3_adapter_leaves_the_general_weights(chain):
+    assert not changed(unet_state(chain.results["2"]), unet_state(chain.results["adapter"]))
+
+
+def test_phase_3_in_full_changes_all_weights(chain):
+    before, after = unet_state(chain.results["adapter"]), unet_state(chain.results["full"])
+    assert len(changed(before, after)) > 0.9 * len(before)
+
+
+def test_a_finished_phase_is_not_trained_again(chain, monkeypatch):
+    monkeypatch.setattr(phases, "Loop", None)
+    result = chain.results["2"]
+    options = dict(cache=result.parent.parent / "cache", vlum=chain.vlum)
+    assert train_phase(CONFIGS["2"], chain.examples, chain.results["1"], result.parent, **options) == result
+
+
+# Condition dropout
+
+
+@pytest.fixture(scope="module")
+def sampled(chain):
+    """Draws -> what phase 2 feeds for them."""
+    parts = Parts.load(chain.results["1"])
+    latents, captions = phases._fill_caches(
+        CONFIGS["2"], parts, chain.examples[:2], chain.results["2"].parent.parent / "cache", chain.vlum
+    )
+    example = chain.examples[1]
+    return lambda position: phases._sample(
+        CONFIGS["2"], latents, captions, example, Draw(position=position, epoch=0, index=0, seed=3)
+    ), latents.load(example, 0)
+
+
+def test_each_subset_of_conditions_is_dropped_two_percent_of_the_time(sampled, chain):
+    sample, views = sampled
+    counts = collections.Counter()
+    for position in range(4000):
+        target, prompt, conditions = sample(position)
+        assert torch.equal(target, views["infrared"])
+        dropped = ""
+        for letter, part, role in zip("VS", conditions.split(4), ("visible", "segmentation"), strict=True):
+            if part.any():
+                assert torch.equal(part, views[role])  # unscaled, as the encoder gives it
+            else:
+                dropped += letter
+        assert prompt == ("" if (lost := prompt == "") else build_prompt(chain.examples[1].caption))
+        counts[dropped + "T" * lost] += 1
+    assert set(counts) == {"", *DROPPED_SUBSETS}
+    assert all(0.012 < counts[subset] / 4000 < 0.028 for subset in DROPPED_SUBSETS)
+
+
+def test_dropout_belongs_to_the_draw(sampled):
+    sample, _ = sampled
+    for position in range(100):
+        (_, prompt, conditions), (_, prompt_again, conditions_again) = sample(position), sample(position)
+        assert prompt == prompt_again and torch.equal(conditions, conditions_again)
+
+
+# What goes wrong
+
+
+def test_non_finite_loss_keeps_the_last_checkpoint(train, tmp_path, monkeypatch):
+    calls = []
+
+    class Exploding(DiffusionObjective):
+        def __call__(self, *arguments):
+            calls.append(1)
+            losses = super().__call__(*arguments)
+            return {"loss": losses["loss"] * (float("nan") if len(calls) == 2 else 1)}
+
+    monkeypatch.setattr(phases, "DiffusionObjective", Exploding)
+    with pytest.raises(TrainingError, match="phase 2: step 2 gave loss nan.*Last good checkpoint: step-0000001"):
+        train("2", "1")
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    bundle.check(folder)
+    assert all(torch.isfinite(value).all() for value in unet_state(folder).values())
+    assert not (tmp_path / "run" / "result").exists()
+
+
+def test_full_disk_keeps_the_last_checkpoint(train, tmp_path, monkeypatch):
+    save, written = UNet2DConditionModel.save_pretrained, []
+
+    def full(self, folder, **options):
+        written.append(folder)
+        if len(written) == 2:
+            (folder / "config.json").parent.mkdir()
+            (folder / "config.json").write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, folder, **options)
+
+    monkeypatch.setattr(UNet2DConditionModel, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        train("2", "1")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000001"]
+    bundle.check(tmp_path / "run" / "checkpoints" / "step-0000001")
+    monkeypatch.undo()
+    bundle.check(train("2", "1"))
+
+
+def test_start_of_another_phase_is_refused(train):
+    with pytest.raises(ValueError, match="phase 3 needs a UNet of 12 input channels, .* has one of 4"):
+        train("full", "base")
+    with pytest.raises(ValueError, match="phase 1 needs a UNet of 4 input channels, .* has one of 12"):
+        train("1", "2")
+
+
+def test_adapter_with_other_maps_than_its_bundle_is_refused(train):
+    with pytest.raises(ValueError, match="map_style must be that of .*'regions', got 'union'"):
+        train("adapter", "2", map_style="union")
+
+
+def test_nothing_to_train_on_is_refused(train):
+    with pytest.raises(DataError, match=r"phase 2: no example of kinds \('crops',\)"):
+        train("2", "1", kinds=("crops",))
+
+
+def test_examples_are_chosen_and_weighted_by_source_and_kind(chain):
+    weighted = replace(CONFIGS["2"], sources=("odd",), source_weights={"odd": 2.0, "odd/infrared": 0.5})
+    by_kind = {example.kind: example for example in chain.examples if example.source == "odd"}
+    assert weighted.fits(by_kind["pairs"]) and not weighted.fits(by_kind["infrared"])
+    assert replace(CONFIGS["1"], sources=("odd",)).fits(by_kind["infrared"])
+    assert not any(weighted.fits(example) for example in chain.examples if example.source == "even")
+    assert (weighted.weight(by_kind["pairs"]), weighted.weight(by_kind["infrared"])) == (2.0, 0.5)
+
+
+# Packing
+
+
+def test_packed_bundle_is_in_half_precision_and_has_the_styles(chain, photo, tmp_path):
+    styles = {"dusk": chain.results["adapter"], "twin": tmp_path / "twin"}
+    adapter = chain.results["adapter"] / "styles" / "dusk" / bundle.ADAPTER
+    twin = tmp_path / "twin" / "styles" / "twin" / bundle.ADAPTER
+    twin.parent.mkdir(parents=True)
+    twin.write_bytes(adapter.read_bytes())
+    packed = pack_bundle(chain.results["2"], styles, tmp_path / "packed", "small", {"steps": 3})
+    for path in packed.rglob("*.safetensors"):
+        kinds = {value.dtype for value in load_file(path).values() if value.is_floating_point()}
+        assert kinds == {torch.float16}, path
+    pipe = DiffV2IRPipeline.from_pretrained(packed)
+    assert (pipe.styles, pipe.config.name) == (["general", "dusk", "twin"], "small")
+    assert (pipe.default_settings.steps, pipe.default_settings.sampler) == (3, "ddim")
+    general = unet_state(chain.results["2"])
+    assert all(torch.equal(pipe.unet.state_dict()[name], value.half().float()) for name, value in general.items())
+    assert pipe(photo, pipe.default_settings.replace(seed=1, style="dusk")).image.size == photo.size
+    for path in packed.rglob("*.json"):
+        assert str(chain.results["2"].parent.parent) not in path.read_text(), path
