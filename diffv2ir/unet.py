@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 
@@ -42,7 +42,7 @@ def merge_lora(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Add the active low-rank adapters to the weights (through peft) and remove them. Changes `unet` and returns it.
 
     Raises:
-        ValueError: there is no adapter, or a merged weight would not be finite.
+        ValueError: there is no adapter, or a merged weight would not be finite; the weights are then as before.
     """
     merge_lora_keeping_originals(unet)
     return unet
@@ -50,16 +50,18 @@ def merge_lora(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def merge_lora_keeping_originals(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     """As `merge_lora`; returns the weights as they were before, by parameter name, for `restore_weights`."""
-    layers = dict(_lora_layers(unet))
+    layers = _lora_layers(unet)
     if not layers:
         raise ValueError("the UNet has no LoRA adapter to merge")
     originals = {f"{name}.weight": layer.get_base_layer().weight.detach().clone() for name, layer in layers.items()}
-    for name, layer in layers.items():
-        layer.merge(safe_merge=True)
-        parent, _, attribute = name.rpartition(".")
-        setattr(unet.get_submodule(parent), attribute, layer.get_base_layer())
-    del unet.peft_config
-    unet._hf_peft_config_loaded = False
+    try:
+        for layer in layers.values():
+            layer.merge(safe_merge=True)
+    except ValueError:
+        _remove_lora(unet)
+        restore_weights(unet, originals)
+        raise
+    _remove_lora(unet)
     return originals
 
 
@@ -74,21 +76,39 @@ def load_lora(unet: UNet2DConditionModel, folder: str | Path, name: str) -> None
     """Attach the adapter that `unet.save_lora_adapter(folder, name)` wrote.
 
     Raises:
-        ValueError: the file is missing or damaged, or made for a UNet of other layers or shapes.
+        ValueError: the file is missing or damaged, or made for a UNet of other layers or shapes; `unet` is then left
+            without any adapter.
     """
-    expected = Path(folder) / "pytorch_lora_weights.safetensors"
-    if not expected.is_file():
-        raise ValueError(f"style {name!r}: {expected} is missing")
+    path = Path(folder) / "pytorch_lora_weights.safetensors"
+    if not path.is_file():
+        raise ValueError(f"style {name!r}: {path} is missing")
     try:
+        with safe_open(path, "pt") as tensors:
+            wanted = {key.rpartition(".lora_")[0] for key in tensors.keys()}
         # Only a local file: a name would be looked up on the hub.
-        unet.load_lora_adapter(str(folder), prefix=None, adapter_name=name, local_files_only=True)
+        unet.load_lora_adapter(
+            str(folder), weight_name=path.name, prefix=None, adapter_name=name, local_files_only=True
+        )
+        # peft leaves out layers that it does not find.
+        unknown = sorted(wanted - _lora_layers(unet).keys())
+        if unknown or not wanted:
+            raise ValueError(f"the UNet has no layer {', '.join(unknown[:3])}" if unknown else "it is empty")
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        _remove_lora(unet)
         raise ValueError(f"style {name!r} in {folder} does not fit this UNet: {error}") from error
-    if not any(name in layer.lora_A for _, layer in _lora_layers(unet)):
-        raise ValueError(f"style {name!r} in {folder} does not fit this UNet: none of its layers is there")
 
 
-def _lora_layers(unet: nn.Module) -> list[tuple[str, nn.Module]]:
+def _lora_layers(unet: nn.Module) -> dict[str, nn.Module]:
     from peft.tuners.lora import LoraLayer  # slow to import, and only styles and training need it
 
-    return [(name, module) for name, module in unet.named_modules() if isinstance(module, LoraLayer)]
+    return {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _remove_lora(unet: UNet2DConditionModel) -> None:
+    """Put the plain layers, with the weights they have, back in the place of those with adapters."""
+    for name, layer in _lora_layers(unet).items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(unet.get_submodule(parent), attribute, layer.get_base_layer())
+    if hasattr(unet, "peft_config"):
+        del unet.peft_config
+    unet._hf_peft_config_loaded = False
