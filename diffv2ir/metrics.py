@@ -72,7 +72,7 @@ def _gray(image: GrayImage, name: str) -> Tensor:
         if image.mode != "L":
             raise ValueError(f"{name} must be an 8-bit gray picture (mode L), got mode {image.mode}")
         image = np.array(image)
-    values = torch.as_tensor(image)
+    values = _tensor(image)
     if values.ndim != 2:
         raise ValueError(f"{name} must be gray with shape [H, W], got shape {tuple(values.shape)}")
     scale = 1.0 if values.is_floating_point() else 255.0
@@ -80,6 +80,11 @@ def _gray(image: GrayImage, name: str) -> Tensor:
     if not bool(((values >= 0) & (values <= 1)).all()):
         raise ValueError(f"{name} must lie in 0..{scale:g}, got {values.min() * scale:g}..{values.max() * scale:g}")
     return values
+
+
+def _tensor(values: np.ndarray | Tensor) -> Tensor:
+    """The same values as a tensor; PyTorch takes no flipped view of an array."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
 
 
 def frechet_distance(features: np.ndarray | Tensor, reference: np.ndarray | Tensor) -> float:
@@ -93,7 +98,7 @@ def frechet_distance(features: np.ndarray | Tensor, reference: np.ndarray | Tens
     Raises:
         ValueError: fewer than two features in a set, or differing lengths.
     """
-    a, b = (torch.as_tensor(values).double() for values in (features, reference))
+    a, b = (_tensor(values).double() for values in (features, reference))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"expected features [N, D] and [M, D], got {tuple(a.shape)} and {tuple(b.shape)}")
     if len(a) < 2 or len(b) < 2:

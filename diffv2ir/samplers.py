@@ -85,7 +85,8 @@ def step(
 
     Returns: the latents of the next timestep, and the denoised estimate x0; both [B, 4, h, w].
     """
-    result = scheduler.step(prediction, timestep, latents, generator=list(generators))
     if isinstance(scheduler, EulerAncestralDiscreteScheduler):
+        result = scheduler.step(prediction, timestep, latents, generator=list(generators))
         return result.prev_sample, result.pred_original_sample
-    return result.prev_sample, scheduler.model_outputs[-1]
+    # The others add no noise.
+    return scheduler.step(prediction, timestep, latents).prev_sample, scheduler.model_outputs[-1]
