@@ -45,23 +45,23 @@ class TextConfig:
 def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int = MAX_TOKENS) -> CLIPTokenizer:
     """A byte-level BPE `CLIPTokenizer`; every character has a token of its own, so that no text is unknown."""
     tokenizer = CLIPTokenizer()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # As in OpenAI's vocabulary, each byte also as the end of a word. Given to the trainer in a fixed order: those it
+    # finds itself it numbers at random, and a resumed training would read its captions with another vocabulary.
+    endings = [f"{character}</w>" for character in alphabet]
     trainer = BpeTrainer(
         vocab_size=vocabulary,
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *endings],
         show_progress=False,
     )
     characters = string.ascii_lowercase + string.digits + string.punctuation
     corpus = [build_prompt(caption) for caption in captions] + [INFRARED_PROMPT] + list(characters)
     tokenizer.backend_tokenizer.train_from_iterator(corpus, trainer)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    vocab = dict(model["vocab"])
-    for character in alphabet:  # as in OpenAI's vocabulary: each byte also as the end of a word
-        vocab.setdefault(f"{character}</w>", len(vocab))
     merges = [tuple(merge) for merge in model["merges"]]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=length)
 
 
 class ClipObjective(nn.Module):
