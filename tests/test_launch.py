@@ -3,13 +3,20 @@
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from make_data import draw_scene, make_manifest_dataset, make_start_folder
+from safetensors.torch import load_file
 
+from diffv2ir.data import read_examples
+from diffv2ir.training.config import load_config
+from diffv2ir.training.phases import PhaseConfig, train_phase
 from train import launch, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -123,8 +130,40 @@ def test_tiny_checks_its_data_first(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_exit_code_of_a_process(tmp_path):
-    code = "from train.launch import run\ndef fail():\n    raise ValueError('what went wrong')\nrun(fail)"
+LONGER = """
+phase: "2"
+loop: {steps: 24, batch_size: 4, micro_batch_size: 2, learning_rate: 1.0e-3, warmup_steps: 4, checkpoint_every: 3}
+view: {resize: 18, crop: 16, variants: 2}
+dropout: 0.1
+validation_fraction: 0.0
+"""
+
+
+@pytest.mark.timeout(1800)  # three trainings, two of them in processes of their own
+def test_killed_and_resumed_training_ends_with_the_same_weights(start, bundle_folder, tmp_path):
+    data = make_manifest_dataset(tmp_path / "data", pairs=6, infrared=0)
+    config, output = tmp_path / "phase2.yaml", tmp_path / "run"
+    config.write_text(LONGER)
+    options = dict(data=data, start=start, output=output, config=config, vlum=bundle_folder, threads=1)
+    command = [sys.executable, "-m", "train.phase2", *(f"--{name}={value}" for name, value in options.items())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "error: what went wrong")
+
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        while first.poll() is None and not (output / "checkpoints" / "step-0000003").exists():
+            time.sleep(0.01)
+        first.send_signal(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert not (output / "result").exists()
+
+    second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert "resumed at step" in second.stderr and second.stdout.strip() == str(output / "result")
+
+    torch.set_num_threads(1)
+    examples = read_examples(data, split="train")
+    whole = train_phase(
+        load_config(config, PhaseConfig), examples, start, tmp_path / "whole", cache=tmp_path / "c", vlum=bundle_folder
+    )
+    ours, theirs = (load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (output / "result", whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -1,0 +1,235 @@
+"""The components of the tiny bundle: each is trained a few steps, stopped, resumed, saved and loaded."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from make_data import draw_scene, make_manifest_dataset
+from safetensors.torch import load_file
+from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
+
+from diffv2ir.data import read_examples
+from diffv2ir.training import segmenter as segmenter_module
+from diffv2ir.training.autoencoder import AutoencoderConfig, latent_std, reconstruction_loss, train_autoencoder
+from diffv2ir.training.captioner import CaptionerConfig, build_processor, names_time_of_day, train_captioner
+from diffv2ir.training.captioner import _augment as augment
+from diffv2ir.training.loop import LoopConfig
+from diffv2ir.training.segmenter import SegmenterConfig, segmentation_losses, train_segmenter
+from diffv2ir.training.text import TextConfig, contrastive_loss, train_text, train_tokenizer
+from diffv2ir.vlum import SamSegmenter, caption_images
+
+SMALL_SAM = dict(
+    image_size=64, patch_size=16, embed_dim=16, depth=1, num_heads=2, window_size=2, global_attn_indexes=(0,),
+    prompt_dim=16, mask_in_chans=4, decoder_depth=1, decoder_heads=2, decoder_mlp_dim=16, points_per_side=2,
+)  # fmt: skip
+
+Component = namedtuple("Component", "train config options folders")
+
+
+def loop(steps):
+    return LoopConfig(
+        steps=steps, batch_size=4, learning_rate=5e-3, warmup_steps=1, schedule="constant", ema_decay=0.5,
+        weight_decay=0.0, checkpoint_every=2, log_every=1,
+    )  # fmt: skip
+
+
+COMPONENTS = {
+    "autoencoder": Component(
+        train_autoencoder,
+        AutoencoderConfig,
+        dict(block_out_channels=(8, 8), norm_num_groups=4, crop=16, equivariance_every=2, statistics_images=2),
+        ["vae"],
+    ),
+    "text": Component(
+        train_text,
+        TextConfig,
+        dict(vocabulary=600, hidden_size=16, layers=1, heads=2, vision_size=16, vision_patch=8),
+        ["text_encoder", "tokenizer"],
+    ),
+    "captioner": Component(
+        train_captioner,
+        CaptionerConfig,
+        dict(hidden_size=16, vision_layers=1, text_layers=1, heads=2, image_size=32),
+        ["captioner", "captioner_processor"],
+    ),
+    "segmenter": Component(
+        train_segmenter, SegmenterConfig, dict(model=SMALL_SAM, scales=(20.0, 60.0, 180.0), points_per_image=3),
+        ["segmenter"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    data = make_manifest_dataset(tmp_path_factory.mktemp("components") / "data", pairs=6, infrared=2)
+    return read_examples(data, split="train")
+
+
+def train(name, examples, output, steps):
+    component = COMPONENTS[name]
+    return component.train(examples, output, component.config(loop=loop(steps), **component.options))
+
+
+def weights(folder):
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_training_resumes_and_leaves_a_component(name, examples, tmp_path, monkeypatch):
+    whole = train(name, examples, tmp_path / "whole", 3)
+    assert whole == tmp_path / "whole" / COMPONENTS[name].folders[0]
+    for folder in COMPONENTS[name].folders:
+        assert any((tmp_path / "whole" / folder).iterdir())
+        assert any((tmp_path / "whole" / "checkpoints" / "step-0000002" / folder).iterdir())
+
+    halves = tmp_path / "halves"  # as if it had been killed after the checkpoint of step 2
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "step-0000002", halves / "checkpoints" / "step-0000002")
+    resumed = weights(train(name, examples, halves, 3))
+    assert all(torch.equal(resumed[key], value) for key, value in weights(whole).items())
+
+    stamp = max(path.stat().st_mtime_ns for path in whole.iterdir())
+    assert train(name, examples, tmp_path / "whole", 3) == whole  # finished: nothing is done
+    assert max(path.stat().st_mtime_ns for path in whole.iterdir()) == stamp
+
+
+@pytest.mark.parametrize("name, steps", [("autoencoder", 24), ("text", 16), ("captioner", 16), ("segmenter", 16)])
+def test_loss_falls(name, steps, examples, tmp_path):
+    train(name, examples, tmp_path, steps)
+    history = json.loads((tmp_path / "history.json").read_text())["history"]
+    losses = [entry["loss"] for entry in history]
+    assert len(losses) == steps
+    assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
+
+
+# What the folders hold
+
+
+def test_autoencoder_loads_with_a_scaling_factor_of_unit_variance(examples, tmp_path):
+    vae = AutoencoderKL.from_pretrained(train("autoencoder", examples, tmp_path, 2)).eval()
+    assert vae.config.scaling_factor * latent_std(vae, examples, 2) == pytest.approx(1, rel=1e-2)
+    with torch.no_grad():
+        assert vae(torch.zeros(1, 3, 16, 16)).sample.shape == (1, 3, 16, 16)
+
+
+def test_text_encoder_and_tokenizer_load_and_fit(examples, tmp_path):
+    encoder = CLIPTextModel.from_pretrained(train("text", examples, tmp_path, 2)).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    tokens = tokenizer("a scene with discs", padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert tokens.shape[1] == encoder.config.max_position_embeddings and tokens.max() < encoder.config.vocab_size
+    with torch.no_grad():
+        one, other = (
+            encoder(tokens)[0],
+            encoder(tokenizer("night", padding="max_length", return_tensors="pt").input_ids)[0],
+        )
+    assert torch.isfinite(one).all() and not torch.equal(one, other)
+
+
+def test_captioner_and_processor_load_and_speak(examples, tmp_path):
+    model = BlipForConditionalGeneration.from_pretrained(train("captioner", examples, tmp_path, 2)).eval()
+    processor = BlipProcessor.from_pretrained(tmp_path / "captioner_processor")
+    images = [draw_scene(0)[0]]
+    (caption,) = caption_images(model, processor, images)
+    assert caption_images(model, processor, images) == [caption] and "[" not in caption
+
+
+def test_segmenter_loads_and_gives_masks_or_none(examples, tmp_path):
+    segmenter = SamSegmenter.from_pretrained(train("segmenter", examples, tmp_path, 2)).eval()
+    assert all(mask.shape == (48, 64) for mask in segmenter.masks(draw_scene(0)[0]))
+
+
+# Losses and what they are fed
+
+
+def test_tokenizer_knows_every_text():
+    tokenizer = train_tokenizer(["a red car", "a bus at night"], 600)
+    for text in ("a red car", "Ünïcode ☃ {}", "zebra 7 (what?)"):
+        tokens = tokenizer(text).input_ids
+        assert tokenizer.unk_token_id not in tokens[1:-1]
+        decoded = tokenizer.decode(tokens, skip_special_tokens=True)
+        assert decoded.replace(" ", "") == text.lower().replace(" ", "")
+    assert len(tokenizer("car").input_ids) < len(tokenizer("xqz").input_ids)
+    # A resumed training makes its tokenizer anew.
+    assert train_tokenizer(["a red car", "a bus at night"], 600).get_vocab() == tokenizer.get_vocab()
+
+
+def test_equal_captions_are_all_positives():
+    captions = ["a", "b", "a"]
+    same = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]])
+    assert contrastive_loss(50 * same, captions) == pytest.approx(np.log(2) * 2 / 3, abs=1e-4)  # the least there is
+    assert contrastive_loss(50 * torch.eye(3), captions) > 10
+
+
+def test_mirrored_pictures_exchange_left_and_right():
+    config = CaptionerConfig(loop=loop(1), smallest_crop=1.0)
+    picture = np.zeros((8, 12, 3), dtype=np.uint8)
+    picture[:, :6] = 255
+    seen = set()
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        image, caption = augment(picture, "white on the left, black on the right", config, generator)
+        mirrored = image.getpixel((0, 0)) == (0, 0, 0)
+        assert caption == (
+            "white on the right, black on the left" if mirrored else "white on the left, black on the right"
+        )
+        seen.add(mirrored)
+    assert seen == {False, True}
+
+
+def test_captioner_vocabulary_is_that_of_the_captions():
+    tokenizer = build_processor(["a red car, at night", "a tree"], 32).tokenizer
+    assert tokenizer.tokenize("a red tree at night") == ["a", "red", "tree", "at", "night"]
+    assert tokenizer.tokenize("cat")[0] == "c" and tokenizer.unk_token not in tokenizer.tokenize("cat")
+
+
+@pytest.mark.parametrize(
+    "caption, wanted",
+    [("a street at night", "night"), ("cars in daylight", "day"), ("a dark sunny day", "night"), ("a car", None)],
+)
+def test_time_of_day_is_read_from_a_caption(caption, wanted):
+    assert names_time_of_day(caption) == wanted
+
+
+def test_segmentation_losses_are_least_for_the_true_masks():
+    truth = torch.zeros(1, 2, 3, 8, 8)
+    truth[..., :4, :] = 1
+    perfect = segmentation_losses((truth - 0.5) * 40, torch.ones(1, 2, 3), truth)
+    wrong = segmentation_losses((0.5 - truth) * 40, torch.ones(1, 2, 3), truth)
+    assert perfect["loss"] < 1e-3 and perfect["iou"] == 1
+    assert wrong["loss"] > 5 and wrong["iou"] == 0
+    modest = segmentation_losses((truth - 0.5) * 40, torch.zeros(1, 2, 3), truth)
+    assert modest["loss"] - perfect["loss"] == pytest.approx(1, abs=1e-3)  # the estimate of the IoU is off by one
+
+
+def test_prompts_lie_inside_their_masks():
+    image = np.full((6, 10, 3), 200, dtype=np.uint8)
+    labels = np.stack([np.arange(60).reshape(6, 10) // size for size in (2, 10, 30)]).astype(np.uint16)
+    generator = torch.Generator().manual_seed(0)
+    pixels, points, masks = segmenter_module._draw_prompts(image, labels, 20, 16, generator)
+    assert (pixels.shape, points.shape, masks.shape) == ((3, 16, 16), (20, 2), (20, 3, 16, 16))
+    assert not masks[:, :, 6:].any() and not masks[:, :, :, 10:].any()  # nothing of the padding
+    for (x, y), mask in zip(points, masks, strict=True):
+        assert mask[:, int(y), int(x)].all()
+        assert [int(m.sum()) for m in mask] == [2, 10, 30]
+
+
+def test_images_of_equal_names_have_their_own_teachers(tmp_path):
+    paths = [tmp_path / name / "same.png" for name in "ab"]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        draw_scene(number, (32, 24))[0].save(path)
+    for _ in range(2):  # made, then read
+        _, labels = segmenter_module._teach(paths, tmp_path / "teacher", (20.0,), 32)
+        assert not np.array_equal(labels[0], labels[1])
+
+
+def test_edges_count_in_the_reconstruction_loss():
+    target = torch.zeros(1, 3, 4, 4)
+    flat, striped = torch.full_like(target, 0.5), torch.full_like(target, 0.5)
+    striped[..., ::2] = -0.5
+    assert reconstruction_loss(target, target) == 0
+    assert reconstruction_loss(flat, target) == pytest.approx(0.5)
+    assert reconstruction_loss(striped, target) == pytest.approx(0.5 + 0.5 * 1.0)

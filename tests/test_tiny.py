@@ -1,0 +1,87 @@
+"""The whole chain of the tiny bundle, every stage for a step or two."""
+
+import json
+
+import pytest
+import yaml
+from make_data import make_manifest_dataset
+
+from diffv2ir.pipeline import DiffV2IRPipeline
+from diffv2ir.training import loop as loop_module
+from diffv2ir.training import tiny
+
+LOOP = {"steps": 1, "batch_size": 2, "warmup_steps": 1, "ema_decay": 0.5, "learning_rate": 1e-3}
+PHASE = {"loop": LOOP, "view": {"resize": 18, "crop": 16, "variants": 1}}
+SAM = dict(
+    image_size=32, patch_size=16, embed_dim=8, depth=1, num_heads=2, window_size=2, global_attn_indexes=[0],
+    prompt_dim=8, mask_in_chans=4, decoder_depth=1, decoder_heads=2, decoder_mlp_dim=8, points_per_side=1,
+)  # fmt: skip
+LORA = {"rank": 2, "alpha": 2, "targets": ["to_q", "conv1"]}
+CONFIGS = {
+    "segmenter": {"loop": LOOP, "model": SAM, "scales": [20, 60, 180], "points_per_image": 2},
+    "text": {
+        "loop": LOOP, "vocabulary": 600, "hidden_size": 16, "layers": 1, "heads": 2,
+        "vision_size": 16, "vision_patch": 8,
+    },
+    "captioner": {"loop": LOOP, "hidden_size": 16, "vision_layers": 1, "text_layers": 1, "heads": 2, "image_size": 32},
+    "autoencoder": {
+        "loop": LOOP, "block_out_channels": [8, 8], "norm_num_groups": 4, "crop": 16, "statistics_images": 1,
+    },
+    "base": {
+        "phase": "base", "unet": {"block_out_channels": [16, 32], "heads": 2, "norm_num_groups": 8, "sample_size": 8},
+        **PHASE,
+    },
+    "phase1": {"phase": "1", "lora": LORA, **PHASE},
+    "phase2": {"phase": "2", "map_style": "union", **PHASE},
+    **{
+        f"phase3-{style}": {
+            "phase": "3", "style": style, "lora": LORA, "map_style": "union", "sources": ["odd"], **PHASE,
+        }
+        for style in tiny.STYLES
+    },
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_the_chain_ends_in_a_bundle_and_goes_on_where_it_stopped(tmp_path, photo, caplog, monkeypatch):
+    caplog.set_level("INFO", logger="diffv2ir")
+    data = make_manifest_dataset(tmp_path / "data", pairs=6, infrared=2)
+    (tmp_path / "configs").mkdir()
+    for name, config in CONFIGS.items():
+        (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    arguments = (data, tmp_path / "run", tmp_path / "configs")
+
+    train_phase = tiny.train_phase
+
+    def dies_in_phase_2(config, *args, **options):
+        if config.phase == "2":
+            raise Killed
+        return train_phase(config, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(tiny, "train_phase", dies_in_phase_2)
+        tiny.train_tiny(*arguments)
+
+    trained = []
+    run = loop_module.Loop.run
+    monkeypatch.setattr(loop_module.Loop, "run", lambda self: trained.append(self.name) or run(self))
+    bundle = tiny.train_tiny(*arguments)
+    assert trained == ["phase 2", *(f"phase 3 ({style})" for style in tiny.STYLES)]
+    stages = [record.message for record in caplog.records if record.message.startswith("stage ")]
+    assert stages[0].startswith("stage 1 of 12: segmenter (about 10 min; about ")
+    assert stages[-1].startswith("stage 12 of 12: packing") and "min left in all" in stages[-1]
+
+    trained.clear()
+    assert tiny.train_tiny(*arguments) == bundle and not trained
+
+    pipe = DiffV2IRPipeline.from_pretrained(bundle)
+    assert (pipe.styles, pipe.config.name, pipe.config.map_style) == (["general", *tiny.STYLES], "tiny", "union")
+    assert pipe.default_settings == pipe.default_settings.replace(**tiny.DEFAULTS)
+    settings = pipe.default_settings.replace(steps=1, resolution=64, seed=0, style=tiny.STYLES[0])
+    output = pipe(photo, settings)
+    assert output.image.size == photo.size and output.caption
+    assert not [path for path in bundle.rglob("*.json") if str(tmp_path) in path.read_text()]
+    assert json.loads((bundle / "scheduler" / "scheduler_config.json").read_text())["rescale_betas_zero_snr"] is True
