@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 METADATA_KEY = "diffv2ir"
 
 # A photo longer than this is denoised with a shorter side below the resolution, which bounds memory and time.
 MAX_ASPECT = 3.0
+
+# What Pillow's decoders raise over damaged files, besides saying so properly.
+_DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, struct.error)
+
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 ImageSource = Image.Image | np.ndarray | str | os.PathLike
 
@@ -42,16 +48,18 @@ def open_image(source: ImageSource) -> Image.Image:
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(f"expected an image, an array or a path, got {type(source).__name__}")
     path = Path(source)
-    if not path.is_file():
-        raise ImageError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
     try:
+        if not path.is_file():
+            raise ImageError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
         with Image.open(path) as image:
             return _upright_rgb(image, str(path))
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image, or of an unknown format") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: too large ({error})") from None
-    except OSError as error:
+    except ImageError:
+        raise
+    except _DECODER_ERRORS as error:
         raise ImageError(f"{path}: cannot be read ({error})") from None
 
 
@@ -109,18 +117,30 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
+        image.load()
         image = ImageOps.exif_transpose(image)
-    except OSError as error:
+        if min(image.size) < 1:
+            raise ImageError(f"{name}: has no pixels ({image.width}x{image.height})")
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return _from_deep_gray(np.asarray(image), name)
+        if image.mode in _PREMULTIPLIED:
+            image = image.convert(_PREMULTIPLIED[image.mode])
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        if image.mode == "LAB":
+            return _from_lab(image)
+        return image.convert("RGB")
+    except ImageError:
+        raise
+    except _DECODER_ERRORS as error:
         raise ImageError(f"{name}: cannot be read ({error})") from None
-    if min(image.size) < 1:
-        raise ImageError(f"{name}: has no pixels ({image.width}x{image.height})")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_deep_gray(np.asarray(image), name)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+    return ImageCms.applyTransform(image, transform)
 
 
 def _from_deep_gray(array: np.ndarray, name: str) -> Image.Image:
@@ -128,7 +148,7 @@ def _from_deep_gray(array: np.ndarray, name: str) -> Image.Image:
     values = array.astype(np.float64)
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
         raise ImageError(f"{name}: gray values must be finite and from 0 to 65535")
-    if array.dtype == np.uint16 or values.max() > 255:
+    if array.dtype.kind == "u" or values.max() > 255:
         values /= 257
     return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
 
@@ -138,7 +158,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
         raise ImageError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4), got shape {array.shape}")
-    if array.dtype == np.uint16:
+    if array.dtype.newbyteorder("=") == np.uint16:
         array = (array / 257).round().astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
