@@ -30,9 +30,9 @@ from diffv2ir.vlum import SamSegmenter
 logger = logging.getLogger(__name__)
 
 TINY_SAM = dict(
-    image_size=256, patch_size=8, embed_dim=96, depth=4, num_heads=3, window_size=8, global_attn_indexes=(1, 3),
+    image_size=256, patch_size=16, embed_dim=128, depth=4, num_heads=4, window_size=8, global_attn_indexes=(1, 3),
     prompt_dim=64, mask_in_chans=8, decoder_heads=4, decoder_mlp_dim=256,
-    points_per_side=12, points_per_batch=144,
+    points_per_side=16, points_per_batch=256,
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ class SegmenterConfig:
 
     loop: LoopConfig
     model: dict = field(default_factory=lambda: dict(TINY_SAM))
-    scales: tuple[float, ...] = (100.0, 300.0, 900.0)
+    scales: tuple[float, ...] = (200.0, 600.0, 1800.0)
     points_per_image: int = 12
     kinds: tuple[str, ...] = ("pairs",)
 

@@ -1,0 +1,161 @@
+"""The model card of a bundle, written from what the training and the evaluations left behind: no number is typed in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+STAGES = {
+    "segmenter": "SAM (point prompts, graph segmentation as teacher)",
+    "text": "tokenizer and CLIP text encoder",
+    "captioner": "BLIP",
+    "autoencoder": "AutoencoderKL",
+    "base": "text-to-image base (visible photos)",
+    "phase1": "phase 1, LoRA on infrared alone",
+    "phase2": "phase 2, all pairs: `general`",
+    "phase3-flir": "phase 3, LoRA: `flir`",
+    "phase3-campus": "phase 3, LoRA: `campus`",
+    "phase3-nir": "phase 3, LoRA: `nir`",
+}
+
+
+def stage_table(run: Path) -> str:
+    """Steps, batch, mean loss over the first and the last log entry, and hours of every stage, as Markdown."""
+    lines = ["| stage | steps × batch | loss, first → last | minutes |", "| --- | --- | --- | --- |"]
+    for name, title in STAGES.items():
+        loop, entries = _history(run / name)
+        minutes = sum(entry["seconds_per_step"] * steps for entry, steps in _with_steps(entries)) / 60
+        first, last = entries[0]["loss"], entries[-1]["loss"]
+        work = f"{loop['steps']} × {loop['batch_size']}"
+        lines.append(f"| {title} | {work} | {first:.3f} → {last:.3f} | {minutes:.0f} |")
+    return "\n".join(lines)
+
+
+def score_table(scores: Mapping[str, Any]) -> str:
+    """PSNR, SSIM and Fréchet distance per camera of one evaluation, beside the visible image turned gray."""
+    lines = [
+        "| camera | pairs | PSNR | SSIM | Fréchet | gray: PSNR | SSIM | Fréchet |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for camera, ours in scores["model"].items():
+        cells = [f"{_cells(ours)} | {_cells(scores['visible_gray'][camera])}"]
+        lines.append(f"| {camera} | {ours['count']} | {cells[0]} |")
+    return "\n".join(lines)
+
+
+def style_table(general: Mapping[str, Any], styles: Mapping[str, Mapping[str, Any]]) -> str:
+    """Each style on the one camera it was evaluated on, beside `general` on the same pairs."""
+    lines = [
+        "| style | camera | pairs | PSNR | SSIM | Fréchet | `general`: PSNR | SSIM | Fréchet |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for style, scores in styles.items():
+        (camera,) = [name for name in scores["model"] if name != "all"]
+        ours = scores["model"][camera]
+        before = general["model"][camera]
+        lines.append(f"| `{style}` | {camera} | {ours['count']} | {_cells(ours)} | {_cells(before)} |")
+    return "\n".join(lines)
+
+
+def size_table(bundle: Path) -> str:
+    """Parameters and megabytes of every component's weights."""
+    from safetensors import safe_open
+
+    lines = ["| component | parameters | MB |", "| --- | --- | --- |"]
+    total = 0
+    for path in sorted(bundle.rglob("*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            count = sum(_product(weights.get_slice(key).get_shape()) for key in weights.keys())
+        size = path.stat().st_size
+        total += size
+        lines.append(f"| {path.parent.relative_to(bundle)} | {count / 1e6:.2f} M | {size / 1e6:.1f} |")
+    return "\n".join([*lines, f"| all | | {total / 1e6:.1f} |"])
+
+
+def draw_curves(run: Path, path: Path) -> None:
+    """The loss of every stage over its steps, and the validation figures of phase 2, as one picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(3, 4, figsize=(13, 8), layout="constrained")
+    for axis, name in zip(axes.flat, STAGES, strict=False):
+        _, entries = _history(run / name)
+        axis.plot([entry["step"] for entry in entries], [entry["loss"] for entry in entries])
+        axis.set_title(f"{name}: loss", fontsize=9)
+    _, entries = _history(run / "phase2", only="validation/psnr")
+    for axis, key in zip(axes.flat[len(STAGES) :], ("psnr", "ssim"), strict=True):
+        values = [entry[f"validation/{key}"] for entry in entries]
+        axis.plot([entry["step"] for entry in entries], values, "o-")
+        axis.set_title(f"phase2: validation {key.upper()}", fontsize=9)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.tick_params(labelsize=7)
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def write_card(template: Path, run: Path, bundle: Path, general: Path, styles: Mapping[str, Path]) -> Path:
+    """Fill the `{placeholders}` of a template and draw the curves; returns the card, `bundle/README.md`.
+
+    Args:
+        run: output folder of `python -m train.tiny`.
+        general, styles: JSON files that `python -m diffv2ir evaluate --json` wrote, a style's of its own camera only.
+
+    Raises:
+        ValueError: a file is missing, or a style was evaluated on more than one camera.
+    """
+    scores = {name: _read(path) for name, path in {"general": general, **styles}.items()}
+    for style in styles:
+        if len(scores[style]["model"]) != 2:
+            raise ValueError(f"{styles[style]}: expected the scores of one camera, got {list(scores[style]['model'])}")
+    tables = {
+        "stages": stage_table(run),
+        "sizes": size_table(bundle),
+        "scores": score_table(scores["general"]),
+        "styles": style_table(scores["general"], {style: scores[style] for style in styles}),
+        "settings": json.dumps(scores["general"]["settings"]),
+    }
+    text = template.read_text(encoding="utf-8")
+    for name, value in tables.items():
+        if f"{{{name}}}" not in text:
+            raise ValueError(f"{template} has no place {{{name}}}")
+        text = text.replace(f"{{{name}}}", value)
+    draw_curves(run, bundle / "curves.png")
+    (bundle / "README.md").write_text(text, encoding="utf-8")
+    return bundle / "README.md"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _history(stage: Path, only: str = "loss") -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Loop configuration, and the log entries that hold the value `only`."""
+    stored = _read(stage / "history.json")
+    return stored["config"]["loop"], [entry for entry in stored["history"] if only in entry]
+
+
+def _with_steps(entries: list[dict[str, float]]):
+    """Each entry with the number of steps it is the mean of."""
+    before = 0
+    for entry in entries:
+        yield entry, entry["step"] - before
+        before = entry["step"]
+
+
+def _cells(score: Mapping[str, Any]) -> str:
+    frechet = score["frechet_efficientnet_lite0"]
+    return f"{score['psnr']:.2f} | {score['ssim']:.3f} | {'–' if frechet is None else f'{frechet:.0f}'}"
+
+
+def _product(shape) -> int:
+    result = 1
+    for side in shape:
+        result *= side
+    return result

@@ -1,0 +1,73 @@
+"""The model card: every number on it comes from the files of the run and of the evaluations."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffv2ir.training.card import STAGES, write_card
+
+TEMPLATE = Path(__file__).parent.parent / "train" / "card.md"
+
+
+def score(psnr: float) -> dict:
+    return {"count": 4, "psnr": psnr, "ssim": 0.5, "frechet_efficientnet_lite0": None}
+
+
+def write_scores(path: Path, cameras: dict[str, float]) -> Path:
+    model = {camera: score(psnr) for camera, psnr in cameras.items()}
+    gray = {camera: score(9.87) for camera in cameras}
+    path.write_text(json.dumps({"settings": {"steps": 8}, "model": model, "visible_gray": gray}))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path) -> dict:
+    for name in STAGES:
+        (tmp_path / "run" / name).mkdir(parents=True)
+        history = [
+            {"step": step, "loss": 2.0 - step / 100, "seconds_per_step": 3.0} for step in (20, 40, 60, 80, 100)
+        ] + [{"step": 100, "validation/psnr": 12.0, "validation/ssim": 0.3}]
+        record = {"config": {"loop": {"steps": 100, "batch_size": 8}}, "history": history}
+        (tmp_path / "run" / name / "history.json").write_text(json.dumps(record))
+    (tmp_path / "bundle" / "unet").mkdir(parents=True)
+    save_file({"w": torch.zeros(1000, 1500).half()}, tmp_path / "bundle" / "unet" / "weights.safetensors")
+    return {
+        "run": tmp_path / "run",
+        "bundle": tmp_path / "bundle",
+        "general": write_scores(tmp_path / "general.json", {"cidis": 12.34, "roadscene": 11.5, "all": 12.01}),
+        "styles": {"campus": write_scores(tmp_path / "campus.json", {"cidis": 13.57, "all": 13.57})},
+    }
+
+
+def test_card_shows_the_measured_numbers(files):
+    text = write_card(TEMPLATE, **files).read_text()
+    assert "| cidis | 4 | 12.34 | 0.500 | – | 9.87 | 0.500 | – |" in text
+    assert "| `campus` | cidis | 4 | 13.57 | 0.500 | – | 12.34 | 0.500 | – |" in text
+    assert "| unet | 1.50 M | 3.0 |" in text
+    assert "100 × 8 | 1.800 → 1.000 | 5 |" in text  # 100 steps of 3 s
+    assert (files["bundle"] / "curves.png").stat().st_size > 1000
+    for name in ("stages", "sizes", "scores", "styles", "settings"):
+        assert f"{{{name}}}" not in text
+
+
+def test_a_style_scored_on_several_cameras_is_refused(files, tmp_path):
+    files["styles"]["campus"] = write_scores(tmp_path / "wide.json", {"cidis": 1.0, "msrs": 2.0, "all": 1.5})
+    with pytest.raises(ValueError, match="one camera"):
+        write_card(TEMPLATE, **files)
+
+
+def test_a_missing_file_is_named(files, tmp_path):
+    files["general"] = tmp_path / "absent.json"
+    with pytest.raises(ValueError, match="absent.json"):
+        write_card(TEMPLATE, **files)
+
+
+def test_a_template_without_a_place_is_refused(files, tmp_path):
+    template = tmp_path / "card.md"
+    template.write_text(TEMPLATE.read_text().replace("{stages}", ""))
+    with pytest.raises(ValueError, match="stages"):
+        write_card(template, **files)
+    assert not (files["bundle"] / "README.md").exists()
