@@ -1,8 +1,11 @@
+import contextlib
 import errno
 import json
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from diffv2ir.training import loop as loop_module
@@ -53,10 +56,14 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
         inputs = torch.stack([torch.randn(4, generator=draw.generator()) for draw in draws])
         return {"loss": (model[2](model[0](inputs)) - 1).square().mean()}
 
-    whole = make_loop(tmp_path / "a", loss=loss).run().state_dict()
-    parts = make_loop(tmp_path / "b", loss=loss, micro_batch_size=1).run().state_dict()
-    for key in whole:
-        torch.testing.assert_close(whole[key], parts[key], rtol=1e-4, atol=1e-6)
+    gradients = []
+    for name, options in (("a", {}), ("b", {"micro_batch_size": 1})):
+        loop = make_loop(tmp_path / name, loss=loss, max_grad_norm=1e9, **options)
+        # Adam does not mind the scale of gradients: look at them, not at the weights.
+        loop.optimizer.step = lambda loop=loop: gradients.append([p.grad.clone() for p in loop.parameters])
+        loop._optimizer_step()
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
@@ -68,6 +75,29 @@ def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
         make_loop(tmp_path, loss=exploding).run()
     state = torch.load(latest_checkpoint(tmp_path) / "trainer.pt", weights_only=True)
     assert state["step"] == 2 and all(torch.isfinite(p).all() for p in state["parameters"])
+
+
+def test_an_overflow_of_half_precision_skips_the_step(tmp_path, monkeypatch):
+    """What a GPU does with fp16, on the CPU: gradients times a scale that is too large at first."""
+    loop = make_loop(tmp_path, steps=6)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+    loop.accelerator.scaler, loop.accelerator.native_amp = scaler, True
+    loop.optimizer = AcceleratedOptimizer(loop.optimizer.optimizer, device_placement=False, scaler=scaler)
+    loop.accelerator._optimizers = [loop.optimizer]
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+    monkeypatch.setattr(Accelerator, "autocast", lambda self: contextlib.nullcontext())
+    before = [parameter.detach().clone() for parameter in loop.parameters]
+    loop._optimizer_step()
+    assert loop.optimizer.step_was_skipped and scaler.get_scale() == 2.0**126
+    assert all(torch.equal(a, b) for a, b in zip(before, loop.parameters, strict=True))
+    scaler.update(2.0**10)
+    loop.run()
+    assert not any(torch.equal(a, b) for a, b in zip(before, loop.parameters, strict=True))
+    assert torch.load(latest_checkpoint(tmp_path) / "trainer.pt", weights_only=True)["scaler"]["scale"] == 2.0**10
+    scaler.update(1.0)
+    loop.step, loop.loss = 0, lambda model, draws: {"loss": noisy_loss(model, draws)["loss"] * 1e30}
+    with pytest.raises(TrainingError, match="gradient norm inf"):  # the scale is not what is wrong
+        loop._optimizer_step()
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):

@@ -60,7 +60,11 @@ def test_captions_leave_the_global_generator_alone(blip, scenes, sample):
 
 
 def test_caption_length_is_limited(blip, scenes):
-    assert all(len(caption.split()) <= 2 for caption in caption_images(*blip, scenes, max_tokens=2))
+    assert all(len(caption.split()) > 1 for caption in caption_images(*blip, scenes))
+    assert all(len(caption.split()) == 1 for caption in caption_images(*blip, scenes, max_tokens=2))
+
+
+def test_no_image_has_no_caption(blip):
     assert caption_images(*blip, []) == []
 
 

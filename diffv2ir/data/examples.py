@@ -155,8 +155,6 @@ def check_examples(examples: Iterable[Example]) -> None:
                 sizes[role] = open_image(path).size
             except ImageError as error:
                 problems.append(str(error))
-            except (SyntaxError, ValueError) as error:  # how Pillow reports some damaged PNG files
-                problems.append(f"{path}: cannot be read ({error})")
         if len(set(sizes.values())) > 1:
             problems.append(f"{example.id}: sizes differ: {', '.join(f'{k} {w}x{h}' for k, (w, h) in sizes.items())}")
     _raise_problems("the dataset", problems)
