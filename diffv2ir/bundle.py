@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,11 @@ COMPONENTS: dict[str, tuple[tuple[str, ...], bool]] = {
     "captioner": (("BlipForConditionalGeneration",), True),
     "captioner_processor": (("BlipProcessor",), False),
     "segmenter": (("SamSegmenter",), True),
+}
+# Sets of files, one of which must be there: without any, transformers makes an empty tokenizer and says nothing.
+_VOCABULARIES = {
+    "tokenizer": ({"tokenizer.json"}, {"vocab.json", "merges.txt"}),
+    "captioner_processor": ({"tokenizer.json"}, {"vocab.txt"}),
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -115,6 +122,23 @@ def check(folder: str | os.PathLike) -> None:
         raise BundleError(f"{folder} cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems))
 
 
+def check_weights(folder: Path, components: Mapping[str, Any]) -> None:
+    """Refuse weights that left a part of a loaded model as it was initialised, which the loaders only warn about.
+
+    Raises:
+        BundleError: a component has more numbers than its files hold.
+    """
+    for name, (_, has_weights) in COMPONENTS.items():
+        files = list((folder / name).glob("*.safetensors"))
+        if not has_weights or not files or name not in components:
+            continue
+        stored = sum(math.prod(shape) for path in files for shape in _stored_shapes(path).values())
+        needed = sum(parameter.numel() for parameter in components[name].parameters())
+        if stored < needed:
+            problem = f"{name}: the weights are incomplete ({stored} numbers, the model has {needed})"
+            raise BundleError(f"{folder} cannot be used:\n- {problem}")
+
+
 def copy_style(source: Path | None, target: Path, style: str) -> None:
     """Copy a style's adapter from one bundle to another.
 
@@ -141,6 +165,10 @@ def _component_problems(folder: Path, index: dict[str, Any], name: str) -> list[
         return [f"{name}: the folder is missing"]
     if not any((folder / name).glob("*.json")):
         return [f"{name}: no config file"]
+    if name in _VOCABULARIES:
+        wanted, there = _VOCABULARIES[name], {path.name for path in (folder / name).iterdir()}
+        if not any(files <= there for files in wanted):
+            return [f"{name}: no vocabulary ({' or '.join(' with '.join(sorted(files)) for files in wanted)})"]
     if not has_weights:
         return []
     if not (folder / name / "config.json").is_file():
@@ -185,13 +213,14 @@ def _shape_problems(folder: Path) -> list[str]:
 
 
 def _stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
+    return next((shapes[key] for path in folder.glob("*.safetensors") if key in (shapes := _stored_shapes(path))), None)
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import safe_open
 
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as weights:
-            if key in weights.keys():
-                return tuple(weights.get_slice(key).get_shape())
-    return None
+    with safe_open(path, "pt") as weights:
+        return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}
 
 
 def _scheduler_problems(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 NO_SEGMENTATION = "none"
+SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class CommandError(Exception):
@@ -222,6 +223,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
         check_examples(examples)
     except (DataError, OSError) as error:
         raise CommandError(error) from error
+    if options.sheet and options.sheet.suffix.lower() not in SHEET_SUFFIXES:
+        raise CommandError(f"--sheet must end in {', '.join(SHEET_SUFFIXES)}, got {options.sheet.name}")
     _check_writable(options.json)
     _check_writable(options.sheet)
     pipe = load_pipeline(options)

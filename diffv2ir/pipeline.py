@@ -182,6 +182,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             pipe = super().from_pretrained(str(folder), **kwargs)
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise bundle.BundleError(f"{folder} cannot be loaded: {error}") from error
+        bundle.check_weights(folder, {name: part for name, part in pipe.components.items() if name not in kwargs})
         pipe.folder = folder
         return pipe
 

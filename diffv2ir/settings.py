@@ -72,7 +72,7 @@ class GenerationSettings:
         value, metadata = getattr(self, name), self.__dataclass_fields__[name].metadata
         low, high = metadata["minimum"], metadata["limit"]
         kind = "a whole number" if integer else "a number"
-        wanted = f"{kind} from {low} to {high}" if high is not None else f"{kind}, {low} or more"
+        wanted = f"{kind} from {low} to {high}" if high is not None else f"{kind}, {low:g} or more"
         number = not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
         if not number or (integer and value != int(value)) or value < low or (high is not None and value > high):
             raise ValueError(f"{name} must be {wanted}, got {value!r}")

@@ -1,0 +1,257 @@
+"""The command line, run in this process."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from make_data import make_manifest_dataset
+from PIL import Image
+
+from diffv2ir import cli
+from diffv2ir.imaging import read_metadata
+
+QUICK = ["--steps", "1", "--sampler", "ddim", "--seed", "5"]
+
+
+@pytest.fixture(autouse=True)
+def _bundle(bundle_folder, monkeypatch):
+    """The bundle "tiny" is the mini one."""
+    monkeypatch.setenv("DIFFV2IR_TINY", str(bundle_folder))
+
+
+@pytest.fixture
+def loaded(pipe, monkeypatch):
+    """Spares the tests of everything but loading the seconds it takes."""
+    monkeypatch.setattr(cli, "load_pipeline", lambda options: pipe)
+    return pipe
+
+
+@pytest.fixture
+def photos(photo, tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "other").mkdir(parents=True)
+    photo.save(folder / "street.png")
+    photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).convert("L").save(folder / "other" / "street.jpg")
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+def translate(*arguments) -> int:
+    return cli.main(["translate", *map(str, arguments), *QUICK])
+
+
+def test_translate_writes_pictures_and_prints(photos, photo, tmp_path, capsys):
+    """With the bundle named "tiny", as a user has it."""
+    out = tmp_path / "new" / "out"
+    assert translate(photos / "street.png", "--out", out) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["street_ir.png", "street_map.png"]
+    with Image.open(out / "street_ir.png") as image:
+        assert (image.mode, image.size) == ("L", photo.size)
+        caption = image.text["Description"]
+    with Image.open(out / "street_map.png") as image:
+        assert (image.mode, image.size) == ("RGB", photo.size)
+    metadata = read_metadata(out / "street_ir.png")
+    assert (metadata["steps"], metadata["sampler"], metadata["seed"], metadata["resolution"]) == (1, "ddim", 5, 64)
+    assert metadata["text_scale"] == 3.0  # the bundle's own
+    printed = capsys.readouterr().out
+    assert f"street.png -> {out / 'street_ir.png'}" in printed and "seed: 5" in printed
+    assert f"caption: {caption or '(off)'}" in printed
+    assert all(f"{stage} " in printed for stage in ("caption", "segmentation", "text", "encode", "denoise", "decode"))
+
+
+def test_unreadable_photos_are_named_and_skipped(loaded, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    code = translate(photos / "text.png", photos / "street.png", photos / "missing.png", photos, "--out", out)
+    assert code == 1
+    assert sorted(path.name for path in out.iterdir()) == ["street_ir.png", "street_map.png"]
+    errors = capsys.readouterr().err
+    assert "text.png: skipped" in errors and "missing.png: skipped" in errors and "is a folder" in errors
+    assert "Traceback" not in errors
+
+
+def test_equal_stems_do_not_overwrite_each_other(loaded, photos, tmp_path):
+    out = tmp_path / "out"
+    assert translate(photos / "street.png", photos / "other" / "street.jpg", "--out", out) == 0
+    names = {"street_ir.png", "street_map.png", "street-2_ir.png", "street-2_map.png"}
+    assert {path.name for path in out.iterdir()} == names
+    one, other = (np.asarray(Image.open(out / f"{stem}_ir.png")) for stem in ("street", "street-2"))
+    assert not np.array_equal(one, other)
+
+
+def test_results_never_overwrite_a_photo(loaded, photo, tmp_path):
+    photo.save(tmp_path / "street.png")
+    photo.save(tmp_path / "street_ir.png")
+    before = (tmp_path / "street_ir.png").read_bytes()
+    assert translate(tmp_path / "street.png", tmp_path / "street_ir.png", "--out", tmp_path) == 0
+    assert (tmp_path / "street_ir.png").read_bytes() == before
+    assert (tmp_path / "street-2_ir.png").is_file() and (tmp_path / "street_ir_ir.png").is_file()
+
+
+def test_flags_become_settings(loaded, photos, tmp_path):
+    flags = ["--style", "night", "--visible-scale", 2, "--segmentation-scale", "0", "--text-scale", "4.5"]
+    assert translate(photos / "street.png", "--out", tmp_path, *flags, "--resolution", 96, "--caption", "a car") == 0
+    metadata = read_metadata(tmp_path / "street_ir.png")
+    assert metadata == {
+        "steps": 1,
+        "visible_scale": 2.0,
+        "segmentation_scale": 0.0,
+        "text_scale": 4.5,
+        "seed": 5,
+        "sampler": "ddim",
+        "resolution": 96,
+        "style": "night",
+    }
+    with Image.open(tmp_path / "street_ir.png") as image:
+        assert image.text["Description"] == "a car"
+
+
+def test_preset_lies_below_the_flags(loaded):
+    options = cli.build_parser().parse_args(["translate", "x", "--out", "y", "--preset", "paper", "--steps", "3"])
+    settings = cli.settings_from(options, loaded)
+    assert (settings.sampler, settings.steps, settings.text_scale) == ("euler_ancestral", 3, 7.5)
+    assert settings.resolution == 64
+
+
+def test_photo_is_encoded_once(loaded, photos, tmp_path, monkeypatch):
+    calls = []
+    encode = loaded.encode_image
+    monkeypatch.setattr(loaded, "encode_image", lambda image: calls.append(image.size) or encode(image))
+    assert translate(photos / "street.png", "--out", tmp_path, "--resolution", 96) == 0
+    assert calls == [(124, 96)] * 2
+
+
+def test_conditions_off(loaded, photos, tmp_path, capsys):
+    assert translate(photos / "street.png", "--out", tmp_path, "--caption", "", "--segmentation", "none") == 0
+    assert (tmp_path / "street_ir.png").is_file() and not (tmp_path / "street_map.png").exists()
+    assert "caption: (off)" in capsys.readouterr().out
+
+
+def test_own_segmentation(loaded, photos, photo, tmp_path, capsys):
+    Image.new("RGB", photo.size, "red").save(tmp_path / "map.png")
+    out = tmp_path / "out"
+    assert translate(photos / "street.png", "--out", out, "--segmentation", tmp_path / "map.png") == 0
+    with Image.open(out / "street_map.png") as drawn:
+        assert drawn.getpixel((0, 0)) == (255, 0, 0)
+    Image.new("RGB", (10, 90)).save(tmp_path / "map.png")
+    assert translate(photos / "street.png", "--out", out, "--segmentation", tmp_path / "map.png") == 1
+    assert "another aspect ratio" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "0"], "steps must be a whole number from 1 to 500, got 0"),
+        (["--text-scale", "-1"], "text_scale must be a number, 0 or more, got -1.0"),
+        (["--text-scale", "nan"], "text_scale must be"),
+        (["--seed", "2147483648"], "seed must be"),
+        (["--style", "noon"], "style 'noon' is not in this bundle, which has general, night"),
+        (["--segmentation", "missing.png"], "missing.png: there is no such file"),
+    ],
+)
+def test_wrong_values_end_with_2(loaded, photos, tmp_path, capsys, flags, message):
+    assert cli.main(["translate", str(photos / "street.png"), "--out", str(tmp_path / "out"), *flags]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("diffv2ir translate: ") and message in errors
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["translate", "photo.png"],
+        ["translate", "--out", "x"],
+        ["translate", "photo.png", "--out", "x", "--steps", "many"],
+        ["translate", "photo.png", "--out", "x", "--sampler", "heun"],
+        ["evaluate"],
+        ["paint"],
+        [],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2 and "usage: diffv2ir" in capsys.readouterr().err
+
+
+def test_one_map_does_not_fit_several_photos(photos, tmp_path, capsys):
+    both = [photos / "street.png", photos / "other" / "street.jpg"]
+    assert translate(*both, "--out", tmp_path, "--segmentation", photos / "street.png") == 2
+    assert "fits one photo" in capsys.readouterr().err
+
+
+def test_places_that_cannot_be_written(photos, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert translate(photos / "street.png", "--out", tmp_path / "file") == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_bundles_that_cannot_be_used(bundle_folder, photos, tmp_path, capsys):
+    for name, message in ((tmp_path / "none", "no such folder"), (photos, "model_index.json is missing")):
+        assert translate(photos / "street.png", "--out", tmp_path, "--bundle", name) == 2
+        assert message in capsys.readouterr().err
+    copy = shutil.copytree(bundle_folder, tmp_path / "copy")
+    shutil.rmtree(copy / "captioner")
+    assert translate(photos / "street.png", "--out", tmp_path, "--bundle", copy) == 2
+    assert "- captioner: the folder is missing" in capsys.readouterr().err
+
+
+def test_device_that_is_not_there(photos, tmp_path, capsys):
+    assert translate(photos / "street.png", "--out", tmp_path, "--device", "abacus") == 2
+    assert "device 'abacus' cannot be used" in capsys.readouterr().err
+
+
+def test_interrupted(loaded, photos, tmp_path, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loaded, "generate", interrupt)
+    assert translate(photos / "street.png", "--out", tmp_path) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_manifest_dataset(tmp_path_factory.mktemp("data") / "set", pairs=4, infrared=1)
+
+
+def evaluate(data, *arguments) -> int:
+    return cli.main(["evaluate", "--data", str(data), *QUICK, *map(str, arguments)])
+
+
+def test_evaluate(loaded, data, tmp_path, capsys):
+    places = ["--json", tmp_path / "new" / "scores.json", "--sheet", tmp_path / "sheet.png"]
+    assert evaluate(data, "--split", "train", "--limit", 2, *places) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[:2] for line in printed.splitlines()[1:-1]] == [["even", "1"], ["odd", "1"], ["all", "2"]]
+    record = json.loads((tmp_path / "new" / "scores.json").read_text())
+    assert (record["bundle"], record["split"], record["kind"]) == ("tiny", "train", "pairs")
+    assert record["model"]["all"]["count"] == 2 and record["settings"]["seed"] == 5
+    assert f"{record['model']['all']['psnr']:.2f}" in printed
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 2 * 4 * 160 + 12
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--limit", "0"], "--limit must be at least 1, got 0"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--split", "holiday"], "no example with split='holiday'"),
+        (["--sheet", "sheet.xyz"], "sheet.xyz"),
+        (["--steps", "0"], "steps must be"),
+    ],
+)
+def test_wrong_evaluations_end_with_2(loaded, data, capsys, flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(data, *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_evaluation_checks_its_results_place_first(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "load_pipeline", lambda options: pytest.fail("loaded before the check"))
+    (tmp_path / "file").write_text("")
+    assert evaluate(data, "--json", tmp_path / "file" / "scores.json") == 2
+    assert "scores.json cannot be written" in capsys.readouterr().err
+    assert evaluate(tmp_path) == 2
+    assert "is not a dataset" in capsys.readouterr().err
