@@ -25,7 +25,8 @@ CONFIGS = {
     },
     "captioner": {"loop": LOOP, "hidden_size": 16, "vision_layers": 1, "text_layers": 1, "heads": 2, "image_size": 32},
     "autoencoder": {
-        "loop": LOOP, "block_out_channels": [8, 8], "norm_num_groups": 4, "crop": 16, "statistics_images": 1,
+        "loop": LOOP, "width": 8, "encoder_blocks": [1, 1], "decoder_blocks": [1, 1], "crop": 16,
+        "statistics_images": 1,
     },
     "base": {
         "phase": "base", "unet": {"block_out_channels": [16, 32], "heads": 2, "norm_num_groups": 8, "sample_size": 8},

@@ -11,7 +11,7 @@ STAGES = {
     "segmenter": "SAM (point prompts, graph segmentation as teacher)",
     "text": "tokenizer and CLIP text encoder",
     "captioner": "BLIP",
-    "autoencoder": "AutoencoderKL",
+    "autoencoder": "AutoencoderTiny",
     "base": "text-to-image base (visible photos)",
     "phase1": "phase 1, LoRA on infrared alone",
     "phase2": "phase 2, all pairs: `general`",

@@ -136,7 +136,7 @@ def assemble(output: Path, parts: Path, vlum: Path) -> Path:
         DDPMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
         index = {
             "_class_name": "StableDiffusionPipeline",
-            "vae": ["diffusers", "AutoencoderKL"],
+            "vae": ["diffusers", "AutoencoderTiny"],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "scheduler": ["diffusers", "DDPMScheduler"],
