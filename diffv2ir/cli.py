@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, type=Path, metavar="DIR", help="dataset folder")
     evaluate.add_argument("--split", default="test", help="part of the dataset (default: test)")
     evaluate.add_argument("--kind", default="pairs", help="kind of examples (default: pairs)")
+    evaluate.add_argument("--source", help="one camera's examples only (default: all)")
     evaluate.add_argument("--limit", type=int, metavar="N", help="evaluate N examples, evenly spread")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores to FILE")
     evaluate.add_argument("--sheet", type=Path, metavar="FILE", help="write a picture: visible | map | ours | real")
@@ -208,10 +209,20 @@ def _check_writable(path: Path | None) -> None:
         raise CommandError(f"{path} cannot be written: {error}") from error
 
 
+def _examples_of(options: argparse.Namespace) -> list[Any]:
+    from diffv2ir.data import read_examples
+
+    examples = read_examples(options.data, options.split, [options.kind])
+    sources = sorted({example.source for example in examples})
+    if options.source is not None and options.source not in sources:
+        raise CommandError(f"--source {options.source!r} is not in {options.data}, which has {', '.join(sources)}")
+    return [example for example in examples if options.source in (None, example.source)]
+
+
 def run_evaluate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from diffv2ir.data import DataError, check_examples, read_examples
+    from diffv2ir.data import DataError, check_examples
     from diffv2ir.evaluate import save_sheet, score, spread, translate_examples
 
     for name in ("limit", "batch_size", "sheet_scenes"):
@@ -219,7 +230,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise CommandError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     try:
-        examples = spread(read_examples(options.data, options.split, [options.kind]), options.limit)
+        examples = spread(_examples_of(options), options.limit)
         check_examples(examples)
     except (DataError, OSError) as error:
         raise CommandError(error) from error
@@ -236,7 +247,13 @@ def run_evaluate(options: argparse.Namespace) -> int:
         )
     report = score(translations, settings)
     print(report.table())
-    record = {"bundle": options.bundle, "split": options.split, "kind": options.kind, **report.to_dict()}
+    record = {
+        "bundle": options.bundle,
+        "split": options.split,
+        "kind": options.kind,
+        "source": options.source,
+        **report.to_dict(),
+    }
     if options.json:
         options.json.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if options.sheet:

@@ -232,9 +232,16 @@ def test_evaluate(loaded, data, tmp_path, capsys):
         assert sheet.width == 2 * 4 * 160 + 12
 
 
+def test_evaluate_one_camera(loaded, data, capsys):
+    assert evaluate(data, "--split", "train", "--source", "odd", "--limit", 1) == 0
+    lines = capsys.readouterr().out.splitlines()[1:-1]
+    assert [line.split()[:2] for line in lines] == [["odd", "1"], ["all", "1"]]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--split", "train", "--source", "third"], "which has even, odd"),
         (["--limit", "0"], "--limit must be at least 1, got 0"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--split", "holiday"], "no example with split='holiday'"),
