@@ -19,7 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,6 +28,11 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 _STEP_DIGITS = 7
+
+
+def process_state() -> PartialState:
+    """This process among those of `accelerate launch`, set up as `Accelerator` does it."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 class TrainingError(RuntimeError):

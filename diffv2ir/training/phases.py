@@ -20,7 +20,6 @@ from pathlib import Path
 
 import diffusers
 import torch
-from accelerate import PartialState
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from diffv2ir.data import DataError, Example
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, process_state, write_atomically
 from diffv2ir.unet import merge_lora, widen_conv_in
 from diffv2ir.vlum import INFRARED_PROMPT, MAP_STYLES, SamSegmenter, build_prompt
 
@@ -138,7 +137,7 @@ class Parts:
     @classmethod
     def load(cls, folder: Path) -> Parts:
         """Load from a folder in the diffusers layout; all weights are frozen, and on this process's device."""
-        device = PartialState().device
+        device = process_state().device
         index = json.loads((folder / "model_index.json").read_text())
         vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}[index["vae"][1]]
         parts = cls(
@@ -186,7 +185,7 @@ def train_phase(
     parts, vlum = Parts.load(start), vlum or start
     _check_start(config, start)
     unet = _initial_unet(config, parts)
-    processes = PartialState()
+    processes = process_state()
     with processes.main_process_first():  # the others find everything made
         latents, captions = _fill_caches(config, parts, chosen, cache, vlum)
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
