@@ -25,14 +25,14 @@ from diffv2ir.data import Example
 from diffv2ir.training.cache import file_hash
 from diffv2ir.training.images import load_rgb, random_integer
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
-from diffv2ir.vlum import SamSegmenter
+from diffv2ir.vlum.segment import PIXEL_MEAN, SamSegmenter
 
 logger = logging.getLogger(__name__)
 
 TINY_SAM = dict(
     image_size=256, patch_size=16, embed_dim=128, depth=4, num_heads=4, window_size=8, global_attn_indexes=(1, 3),
     prompt_dim=64, mask_in_chans=8, decoder_heads=4, decoder_mlp_dim=256,
-    points_per_side=16, points_per_batch=256,
+    points_per_side=12, points_per_batch=144,
 )  # fmt: skip
 
 
@@ -108,17 +108,19 @@ def train_segmenter(examples: Sequence[Example], output: Path, config: Segmenter
 
 
 def segmentation_losses(logits: Tensor, scores: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Focal + dice + squared error of the IoU estimate; logits and soft truth (B, P, 3, m, m), scores (B, P, 3)."""
+    """Cross-entropy + dice + squared error of the IoU estimate.
+
+    Logits and soft truth are (B, P, 3, m, m), scores (B, P, 3).
+    """
     probability = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    focal = ((probability - truth).abs().square() * cross_entropy).mean()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth)
     overlap = (probability * truth).sum((-1, -2))
     dice = 1 - (2 * overlap + 1) / (probability.sum((-1, -2)) + truth.sum((-1, -2)) + 1)
     with torch.no_grad():
         guess, true = logits > 0, truth > 0.5
         iou = (guess & true).sum((-1, -2)) / (guess | true).sum((-1, -2)).clamp(min=1)
     estimate = F.mse_loss(scores, iou)
-    return {"loss": 10 * focal + dice.mean() + estimate, "dice": dice.mean().detach(), "iou": iou.mean()}
+    return {"loss": 2 * cross_entropy + dice.mean() + estimate, "dice": dice.mean().detach(), "iou": iou.mean()}
 
 
 def _teach(paths: list[Path], cache: Path, scales: Sequence[float], side: int) -> tuple[list, list]:
@@ -151,7 +153,8 @@ def _draw_prompts(
     if torch.rand((), generator=generator) < 0.5:
         image, labels = image[:, ::-1], labels[:, :, ::-1]
     height, width = image.shape[:2]
-    pixels = torch.zeros(3, side, side)
+    # `Sam` pads after normalising: with its mean, seen from here.
+    pixels = torch.tensor(PIXEL_MEAN)[:, None, None].repeat(1, side, side)
     pixels[:, :height, :width] = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
     points = [(random_integer(width - 1, generator), random_integer(height - 1, generator)) for _ in range(count)]
     masks = torch.zeros(count, len(labels), side, side)

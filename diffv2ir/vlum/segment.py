@@ -17,6 +17,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 
 MAP_STYLES = ("union", "regions")
 
+PIXEL_MEAN, PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+
 # Encoder widths of the published SAM checkpoints.
 OFFICIAL_SIZES = {
     "vit_b": dict(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)),
@@ -87,8 +89,8 @@ class SamSegmenter(ModelMixin, ConfigMixin):
                 iou_head_depth=3,
                 iou_head_hidden_dim=prompt_dim,
             ),
-            pixel_mean=[123.675, 116.28, 103.53],
-            pixel_std=[58.395, 57.12, 57.375],
+            pixel_mean=PIXEL_MEAN,
+            pixel_std=PIXEL_STD,
         )
         # `Sam` keeps these out of its state; they are constants, but must be there after loading on the meta device.
         self.sam.register_buffer("pixel_mean", self.sam.pixel_mean, persistent=True)
