@@ -231,3 +231,10 @@ def test_edges_count_in_the_reconstruction_loss():
     assert reconstruction_loss(target, target) == 0
     assert reconstruction_loss(flat, target) == pytest.approx(0.5)
     assert reconstruction_loss(striped, target) == pytest.approx(0.5 + 0.5 * 1.0)
+
+
+def test_colour_counts_more_than_brightness_in_the_reconstruction_loss():
+    target = torch.zeros(1, 3, 4, 4)
+    red = torch.tensor([0.6, 0.0, 0.0])[None, :, None, None].expand_as(target)
+    chroma = (0.4 + 0.2 + 0.2) / 3
+    assert reconstruction_loss(red, target) == pytest.approx(0.2 + 2 * chroma)
