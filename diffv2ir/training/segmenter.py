@@ -33,6 +33,9 @@ TINY_SAM = dict(
     image_size=256, patch_size=16, embed_dim=128, depth=4, num_heads=4, window_size=8, global_attn_indexes=(1, 3),
     prompt_dim=64, mask_in_chans=8, decoder_heads=4, decoder_mlp_dim=256,
     points_per_side=12, points_per_batch=144,
+    # Its masks are soft: these give some ten regions a photo that cover nearly all of it.
+    pred_iou_thresh=0.25, stability_score_thresh=0.2, stability_score_offset=0.4, box_nms_thresh=0.75,
+    min_mask_region_area=60,
 )  # fmt: skip
 
 
