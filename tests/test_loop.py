@@ -1,11 +1,14 @@
 import contextlib
 import errno
+import io
 import json
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from diffv2ir.training import loop as loop_module
@@ -159,3 +162,20 @@ def test_seeds_of_neighbours_differ():
 def test_bad_settings_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=field):
         LoopConfig(**{"steps": 1, field: value})
+
+
+def test_scalars_and_sample_images_are_in_tensorboard(tmp_path):
+    picture = Image.new("RGB", (6, 4), "red")
+    config = LoopConfig(steps=4, batch_size=2, log_every=2, checkpoint_every=4, validate_every=4, ema_decay=0.0)
+    loop = Loop(
+        config, tmp_path, make_model(), noisy_loss, 5,
+        validate=lambda model, step: {"validation/psnr": 20.0, "validation/samples": picture},
+    )  # fmt: skip
+    loop.run()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2, 4]
+    assert events.Scalars("validation/psnr")[0].value == 20.0
+    (sample,) = events.Images("validation/samples")
+    assert (sample.step, sample.width, sample.height) == (4, 6, 4)
+    assert Image.open(io.BytesIO(sample.encoded_image_string)).getpixel((0, 0)) == (255, 0, 0)
+    assert {"step": 4, "validation/psnr": 20.0} in loop.history

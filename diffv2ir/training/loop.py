@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -150,7 +152,7 @@ class Loop:
         loss: maps draws to scalar tensors that are means over the draws; "loss" is minimised, all are logged.
         count: number of examples; weights: their relative frequencies.
         save: `save(folder, model)` writes the model (with averaged weights) in loadable form into each checkpoint.
-        validate: `validate(model, step)` returns figures to log; runs with the averaged weights.
+        validate: `validate(model, step)` returns figures and PIL images to log; runs with the averaged weights.
     """
 
     def __init__(
@@ -265,11 +267,15 @@ class Loop:
             self.ema.step(self.parameters)
         return sums
 
-    def _log(self, writer, values: dict[str, float]) -> None:
-        self.history.append({"step": self.step, **values})
+    def _log(self, writer, values: dict[str, float | Image.Image]) -> None:
+        figures = {key: value for key, value in values.items() if not isinstance(value, Image.Image)}
+        self.history.append({"step": self.step, **figures})
         if writer:
             for key, value in values.items():
-                writer.add_scalar(key, value, self.step)
+                if key in figures:
+                    writer.add_scalar(key, value, self.step)
+                else:
+                    writer.add_image(key, np.asarray(value.convert("RGB")), self.step, dataformats="HWC")
 
     def _with_average(self, function):
         """Run `function` with the averaged weights in evaluation mode, then put the weights back."""

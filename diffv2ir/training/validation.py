@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
+from PIL import Image
 
 from diffv2ir.data import Example
 from diffv2ir.evaluate import OVERALL, save_sheet, score, spread, translate_examples
@@ -15,8 +16,10 @@ IMAGES = 12
 STEPS = 8
 
 
-def validate_bundle(bundle: Path, examples: Sequence[Example], step: int, output: Path) -> dict[str, float]:
-    """PSNR and SSIM over at most `IMAGES` held-out examples; writes `output/samples/step-*.png`."""
+def validate_bundle(
+    bundle: Path, examples: Sequence[Example], step: int, output: Path
+) -> dict[str, float | Image.Image]:
+    """PSNR, SSIM and a sheet of at most `IMAGES` held-out examples; the sheet is also `output/samples/step-*.png`."""
     pipe = DiffV2IRPipeline.from_pretrained(bundle).to(PartialState().device)
     pipe.set_progress_bar_config(disable=True)
     settings = pipe.default_settings.replace(
@@ -25,6 +28,11 @@ def validate_bundle(bundle: Path, examples: Sequence[Example], step: int, output
     translations = translate_examples(pipe, spread(examples, IMAGES), settings)
     samples = output / "samples"
     samples.mkdir(parents=True, exist_ok=True)
-    save_sheet(translations, samples / f"step-{step:07d}.png")
+    sheet = samples / f"step-{step:07d}.png"
+    save_sheet(translations, sheet)
     overall = score(translations, settings).model[OVERALL]
-    return {"validation/psnr": overall.psnr, "validation/ssim": overall.ssim}
+    return {
+        "validation/psnr": overall.psnr,
+        "validation/ssim": overall.ssim,
+        "validation/samples": Image.open(sheet),
+    }
