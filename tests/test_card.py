@@ -34,7 +34,9 @@ def files(tmp_path) -> dict:
         (tmp_path / "run" / name / "history.json").write_text(json.dumps(record))
     (tmp_path / "bundle" / "unet").mkdir(parents=True)
     save_file({"w": torch.zeros(1000, 1500).half()}, tmp_path / "bundle" / "unet" / "weights.safetensors")
+    (tmp_path / "choice.md").write_text("| steps 8 | 13.21 |\n")
     return {
+        "choice": tmp_path / "choice.md",
         "run": tmp_path / "run",
         "bundle": tmp_path / "bundle",
         "general": write_scores(tmp_path / "general.json", {"cidis": 12.34, "roadscene": 11.5, "all": 12.01}),
@@ -48,8 +50,9 @@ def test_card_shows_the_measured_numbers(files):
     assert "| `campus` | cidis | 4 | 13.57 | 0.500 | – | 12.34 | 0.500 | – |" in text
     assert "| unet | 1.50 M | 3.0 |" in text
     assert "100 × 8 | 1.800 → 1.000 | 5 |" in text  # 100 steps of 3 s
+    assert "| steps 8 | 13.21 |" in text
     assert (files["bundle"] / "curves.png").stat().st_size > 1000
-    for name in ("stages", "sizes", "scores", "styles", "settings"):
+    for name in ("stages", "sizes", "scores", "styles", "settings", "choice"):
         assert f"{{{name}}}" not in text
 
 

@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument(
         "--style", nargs="*", default=[], metavar="NAME=FILE", help="scores of a style on its own camera"
     )
+    parser.add_argument("--choice", type=Path, required=True, help="table of benchmarks.choose_defaults")
     parser.add_argument("--template", type=Path, default=Path(__file__).with_name("card.md"))
     arguments = parser.parse_args()
 
@@ -23,7 +24,9 @@ def main() -> None:
         if wrong:
             raise ValueError(f"--style wants NAME=FILE, got {', '.join(wrong)}")
         styles = {name: Path(file) for name, file in (entry.split("=", 1) for entry in arguments.style)}
-        return write_card(arguments.template, arguments.run, arguments.bundle, arguments.general, styles)
+        return write_card(
+            arguments.template, arguments.run, arguments.bundle, arguments.general, styles, arguments.choice
+        )
 
     run(write)
 

@@ -98,11 +98,14 @@ def draw_curves(run: Path, path: Path) -> None:
     pyplot.close(figure)
 
 
-def write_card(template: Path, run: Path, bundle: Path, general: Path, styles: Mapping[str, Path]) -> Path:
+def write_card(
+    template: Path, run: Path, bundle: Path, general: Path, styles: Mapping[str, Path], choice: Path
+) -> Path:
     """Fill the `{placeholders}` of a template and draw the curves; returns the card, `bundle/README.md`.
 
     Args:
         run: output folder of `python -m train.tiny`.
+        choice: Markdown that `python -m benchmarks.choose_defaults` printed.
         general, styles: JSON files that `python -m diffv2ir evaluate --json` wrote, a style's of its own camera only.
 
     Raises:
@@ -117,6 +120,7 @@ def write_card(template: Path, run: Path, bundle: Path, general: Path, styles: M
         "sizes": size_table(bundle),
         "scores": score_table(scores["general"]),
         "styles": style_table(scores["general"], {style: scores[style] for style in styles}),
+        "choice": _read_text(choice).strip(),
         "settings": json.dumps(scores["general"]["settings"]),
     }
     text = template.read_text(encoding="utf-8")
@@ -130,9 +134,13 @@ def write_card(template: Path, run: Path, bundle: Path, general: Path, styles: M
 
 
 def _read(path: Path) -> dict[str, Any]:
+    return json.loads(_read_text(path))
+
+
+def _read_text(path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return path.read_text(encoding="utf-8")
 
 
 def _history(stage: Path, only: str = "loss") -> tuple[dict[str, Any], list[dict[str, float]]]:

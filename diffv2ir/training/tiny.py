@@ -100,15 +100,15 @@ def _stages(train: list[Example], validation: list[Example], output: Path, confi
         )  # fmt: skip
 
     return [
-        Stage("segmenter", 10, component(SegmenterConfig, train_segmenter, "segmenter")),
-        Stage("tokenizer and text encoder", 5, component(TextConfig, train_text, "text")),
-        Stage("captioner", 10, component(CaptionerConfig, train_captioner, "captioner")),
-        Stage("autoencoder", 17, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
+        Stage("segmenter", 14, component(SegmenterConfig, train_segmenter, "segmenter")),
+        Stage("tokenizer and text encoder", 3, component(TextConfig, train_text, "text")),
+        Stage("captioner", 5, component(CaptionerConfig, train_captioner, "captioner")),
+        Stage("autoencoder", 12, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
-        Stage("text-to-image base", 8, phase("base", parts, vlum=vlum)),
-        Stage("phase 1, infrared prior", 6, phase("phase1", output / "base" / "result")),
-        Stage("phase 2, paired", 45, phase("phase2", output / "phase1" / "result", vlum=vlum)),
-        *[Stage(f"phase 3, {style}", 5, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
+        Stage("text-to-image base", 3, phase("base", parts, vlum=vlum)),
+        Stage("phase 1, infrared prior", 4, phase("phase1", output / "base" / "result")),
+        Stage("phase 2, paired", 35, phase("phase2", output / "phase1" / "result", vlum=vlum)),
+        *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output)),
     ]
 

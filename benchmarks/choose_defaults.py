@@ -1,0 +1,64 @@
+"""Score settings of a bundle on the held-out scenes of the training split, to choose its defaults; prints Markdown.
+
+`python -m benchmarks.choose_defaults --data DATASET --bundle BUNDLE`
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from diffv2ir.data import read_examples, split_validation
+from diffv2ir.evaluate import OVERALL, Translation, central_square, example_seed, score
+from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
+from diffv2ir.settings import GenerationSettings
+
+CANDIDATES = [
+    *[dict(steps=steps) for steps in (1, 2, 4, 8, 16)],
+    dict(steps=8, sampler="ddim"),
+    dict(steps=8, sampler="unipc"),
+    dict(steps=20, sampler="euler_ancestral"),
+    dict(steps=8, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5),
+    dict(steps=8, visible_scale=1.5, segmentation_scale=1.5, text_scale=3.0),
+    dict(steps=8, visible_scale=1.5, segmentation_scale=1.0, text_scale=1.0),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--bundle", default="tiny")
+    arguments = parser.parse_args()
+    pipe = DiffV2IRPipeline.from_pretrained(arguments.bundle)
+    pipe.set_progress_bar_config(disable=True)
+    _, held_out = split_validation(read_examples(arguments.data, split="train", kinds=["pairs"]))
+    conditionings = [pipe.prepare(central_square(Image.open(example.visible).convert("RGB"))) for example in held_out]
+    print(f"{len(held_out)} held-out pairs of train\n\n| settings | PSNR | SSIM | Fréchet | s per picture |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
+    base = pipe.default_settings.replace(
+        sampler="dpmpp_2m", visible_scale=1.0, segmentation_scale=1.0, text_scale=1.0, seed=0
+    )
+    for changes in CANDIDATES:
+        settings = base.replace(**changes)
+        started = time.perf_counter()
+        translations = [
+            translate(pipe, example, conditioning, settings)
+            for example, conditioning in zip(held_out, conditionings, strict=True)
+        ]
+        seconds = (time.perf_counter() - started) / len(held_out)
+        result = score(translations, settings).model[OVERALL]
+        cells = f"{result.psnr:.2f} | {result.ssim:.3f} | {result.frechet_efficientnet_lite0 or 0:.0f} | {seconds:.2f}"
+        print(f"| {', '.join(f'{name} {value}' for name, value in changes.items())} | {cells} |", flush=True)
+
+
+def translate(pipe: DiffV2IRPipeline, example, conditioning: Conditioning, settings: GenerationSettings) -> Translation:
+    output = pipe.generate(conditioning, settings.replace(seed=example_seed(example, settings.seed)))
+    real = central_square(Image.open(example.infrared).convert("L"))
+    return Translation(example, conditioning.image, conditioning.segmentation, output.image, real, output.caption)
+
+
+if __name__ == "__main__":
+    main()
