@@ -17,13 +17,11 @@ from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
 
 CANDIDATES = [
-    *[dict(steps=steps) for steps in (1, 2, 4, 8, 16)],
-    dict(steps=8, sampler="ddim"),
-    dict(steps=8, sampler="unipc"),
-    dict(steps=20, sampler="euler_ancestral"),
-    dict(steps=8, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5),
-    dict(steps=8, visible_scale=1.5, segmentation_scale=1.5, text_scale=3.0),
-    dict(steps=8, visible_scale=1.5, segmentation_scale=1.0, text_scale=1.0),
+    *[dict(steps=steps) for steps in (1, 2, 4, 8)],
+    dict(steps=4, sampler="ddim"),
+    dict(steps=8, sampler="euler_ancestral"),
+    dict(steps=4, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5),
+    dict(steps=1, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5),
 ]
 
 
