@@ -108,7 +108,7 @@ def load_pipeline(options: argparse.Namespace) -> DiffV2IRPipeline:
     from diffv2ir.pipeline import DiffV2IRPipeline
 
     try:
-        pipe = DiffV2IRPipeline.from_pretrained(options.bundle, torch_dtype=getattr(torch, options.dtype))
+        pipe = DiffV2IRPipeline.from_pretrained(options.bundle, dtype=getattr(torch, options.dtype))
     except (BundleError, OSError) as error:
         raise CommandError(error) from error
     pipe.set_progress_bar_config(disable=True)

@@ -167,7 +167,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike = bundle.TINY, **kwargs: Any):
-        """Load a bundle: "tiny", a folder, or a hub id. Weights become float32 unless `torch_dtype` says otherwise.
+        """Load a bundle: "tiny", a folder, or a hub id. Weights become float32 unless `dtype` says otherwise.
 
         Raises:
             BundleError: not found, or incomplete, or of another layout or shape.
@@ -176,8 +176,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             pretrained_model_name_or_path, kwargs.pop("revision", None), kwargs.pop("cache_dir", None)
         )
         bundle.check(folder)
-        if "dtype" not in kwargs:
-            kwargs.setdefault("torch_dtype", torch.float32)
+        kwargs.setdefault("dtype", torch.float32)
         try:
             pipe = super().from_pretrained(str(folder), **kwargs)
         except (OSError, RuntimeError, ValueError, TypeError) as error:

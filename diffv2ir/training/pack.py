@@ -12,6 +12,9 @@ from diffv2ir import bundle
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training.loop import write_atomically
 
+# A larger file does not belong in a git repository.
+MAX_FILE_SIZE = "15MB"
+
 
 def pack_bundle(general: Path, styles: dict[str, Path], target: Path, name: str, defaults: dict) -> Path:
     """Write a bundle: the components of `general` and the adapters of other bundles, all in half precision.
@@ -22,8 +25,8 @@ def pack_bundle(general: Path, styles: dict[str, Path], target: Path, name: str,
     """
 
     def write(folder: Path) -> None:
-        pipe = DiffV2IRPipeline.from_pretrained(general, torch_dtype=torch.float16)
-        pipe.save_pretrained(folder)
+        pipe = DiffV2IRPipeline.from_pretrained(general, dtype=torch.float16)
+        pipe.save_pretrained(folder, max_shard_size=MAX_FILE_SIZE)
         for style, source in styles.items():
             adapter = load_file(source / bundle.STYLES / style / bundle.ADAPTER)
             (folder / bundle.STYLES / style).mkdir(parents=True, exist_ok=True)
@@ -35,18 +38,23 @@ def pack_bundle(general: Path, styles: dict[str, Path], target: Path, name: str,
         index["name"] = name
         (folder / bundle.INDEX).write_text(json.dumps(index, indent=2) + "\n")
         for path in folder.rglob("*.json"):
-            _forget_origin(path)
+            _tidy_config(path)
 
     write_atomically(target, write)
     bundle.check(target)
     return target
 
 
-def _forget_origin(path: Path) -> None:
-    """Take out where the components were trained: a path of this machine that means nothing elsewhere."""
+def _tidy_config(path: Path) -> None:
+    """Take out of a config where the component was trained, and what diffusers itself would complain of:
+    `AutoencoderTiny` writes `block_out_channels` but does not take it back."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if not isinstance(content, dict):
+        return
+    surplus = ["_name_or_path"] + ["block_out_channels"] * (content.get("_class_name") == "AutoencoderTiny")
+    kept = {key: value for key, value in content.items() if key not in surplus}
+    if kept != content:
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _metadata(source: Path, style: str) -> dict[str, str] | None:

@@ -248,7 +248,7 @@ def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
             **settings,
         )
     else:
-        unet = UNet2DConditionModel.from_pretrained(parts.folder / "unet", torch_dtype=torch.float32)
+        unet = UNet2DConditionModel.from_pretrained(parts.folder / "unet", dtype=torch.float32)
     channels = parts.vae.config.latent_channels * (1 if config.phase in ("base", "1") else 3)
     if config.phase == "2":
         unet = widen_conv_in(unet, channels)
