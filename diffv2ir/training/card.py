@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,14 @@ def size_table(bundle: Path) -> str:
 
     lines = ["| component | parameters | MB |", "| --- | --- | --- |"]
     total = 0
-    for path in sorted(bundle.rglob("*.safetensors")):
-        with safe_open(path, "pt") as weights:
-            count = sum(_product(weights.get_slice(key).get_shape()) for key in weights.keys())
-        size = path.stat().st_size
+    for folder in sorted({path.parent for path in bundle.rglob("*.safetensors")}):
+        count = size = 0
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "pt") as weights:
+                count += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())
+            size += path.stat().st_size
         total += size
-        lines.append(f"| {path.parent.relative_to(bundle)} | {count / 1e6:.2f} M | {size / 1e6:.1f} |")
+        lines.append(f"| {folder.relative_to(bundle)} | {count / 1e6:.2f} M | {size / 1e6:.1f} |")
     return "\n".join([*lines, f"| all | | {total / 1e6:.1f} |"])
 
 
@@ -160,10 +163,3 @@ def _with_steps(entries: list[dict[str, float]]):
 def _cells(score: Mapping[str, Any]) -> str:
     frechet = score["frechet_efficientnet_lite0"]
     return f"{score['psnr']:.2f} | {score['ssim']:.3f} | {'–' if frechet is None else f'{frechet:.0f}'}"
-
-
-def _product(shape) -> int:
-    result = 1
-    for side in shape:
-        result *= side
-    return result
