@@ -350,3 +350,14 @@ def test_packed_bundle_is_in_half_precision_and_has_the_styles(chain, photo, tmp
     assert pipe(photo, pipe.default_settings.replace(seed=1, style="dusk")).image.size == photo.size
     for path in packed.rglob("*.json"):
         assert str(chain.results["2"].parent.parent) not in path.read_text(), path
+
+
+def test_phase_2_goes_on_from_a_packed_bundle(chain, tmp_path):
+    packed = pack_bundle(chain.results["2"], {}, tmp_path / "packed", "small", {})
+    parts = Parts.load(packed)
+    assert {next(part.parameters()).dtype for part in (parts.vae, parts.text_encoder)} == {torch.float32}
+    result = train_phase(CONFIGS["2"], chain.examples, packed, tmp_path / "run", cache=tmp_path / "cache")
+    before, after = unet_state(packed), unet_state(result)
+    assert after["conv_in.weight"].shape[1] == 12 and after["conv_in.weight"].dtype == torch.float32
+    assert "conv_in.weight" in changed({name: value.float() for name, value in before.items()}, after)
+    assert DiffV2IRPipeline.from_pretrained(result).styles == ["general"]

@@ -143,7 +143,10 @@ class Parts:
         parts = cls(
             folder,
             vae_class.from_pretrained(folder / "vae").eval().requires_grad_(False).to(device),
-            CLIPTextModel.from_pretrained(folder / "text_encoder").eval().requires_grad_(False).to(device),
+            CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+            .eval()
+            .requires_grad_(False)
+            .to(device),
             CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             DDPMScheduler.from_pretrained(folder / "scheduler"),
         )
@@ -280,7 +283,11 @@ def _fill_caches(
         maps.fill(examples)
     captions = CaptionCache(cache, None, None)
     if config.phase != "1" and any(not example.caption for example in examples):
-        captioner = BlipForConditionalGeneration.from_pretrained(vlum / "captioner").eval().to(parts.vae.device)
+        captioner = (
+            BlipForConditionalGeneration.from_pretrained(vlum / "captioner", dtype=torch.float32)
+            .eval()
+            .to(parts.vae.device)
+        )
         captions = CaptionCache(cache, captioner, BlipProcessor.from_pretrained(vlum / "captioner_processor"))
         captions.fill(examples)
     latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed)
