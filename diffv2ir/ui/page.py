@@ -261,5 +261,5 @@ def _progress(event: Step) -> str:
 def _summary(output: Output) -> str:
     timings = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in output.timings.items() if seconds >= 0.05)
     ended = f"Stopped after step {output.steps_done} of {output.settings.steps}" if output.cancelled else "Done"
-    work = f"{output.evaluations} evaluations of the UNet"
+    work = f"{output.evaluations} evaluation{'s' * (output.evaluations != 1)} of the UNet"
     return _message(f"{ended}. Seed {output.seed}, style {output.settings.style}, {work}. {timings}")
