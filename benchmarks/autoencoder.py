@@ -5,27 +5,21 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from pathlib import Path
 
 from PIL import Image
 
-from diffv2ir.data import read_examples, split_validation
+from benchmarks.held_out import load_from_arguments
 from diffv2ir.evaluate import central_square
+from diffv2ir.imaging import open_image
 from diffv2ir.metrics import psnr, ssim
 from diffv2ir.pipeline import DiffV2IRPipeline
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--bundle", default="tiny")
-    arguments = parser.parse_args()
-    pipe = DiffV2IRPipeline.from_pretrained(arguments.bundle)
-    _, held_out = split_validation(read_examples(arguments.data, split="train", kinds=["pairs"]))
+    pipe, held_out = load_from_arguments(__doc__)
     for role in ("infrared", "visible"):
-        originals = [central_square(Image.open(getattr(example, role)).convert("RGB")) for example in held_out]
+        originals = [central_square(open_image(getattr(example, role))) for example in held_out]
         rebuilt = [rebuild(pipe, original) for original in originals]
         gray = [image.convert("L") for image in originals]
         figures = [

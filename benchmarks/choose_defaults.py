@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
-from PIL import Image
-
-from diffv2ir.data import read_examples, split_validation
+from benchmarks.held_out import load_from_arguments
+from diffv2ir.data import Example
 from diffv2ir.evaluate import OVERALL, Translation, central_square, example_seed, score
+from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
 
@@ -26,14 +24,8 @@ CANDIDATES = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--bundle", default="tiny")
-    arguments = parser.parse_args()
-    pipe = DiffV2IRPipeline.from_pretrained(arguments.bundle)
-    pipe.set_progress_bar_config(disable=True)
-    _, held_out = split_validation(read_examples(arguments.data, split="train", kinds=["pairs"]))
-    conditionings = [pipe.prepare(central_square(Image.open(example.visible).convert("RGB"))) for example in held_out]
+    pipe, held_out = load_from_arguments(__doc__)
+    conditionings = [pipe.prepare(central_square(open_image(example.visible))) for example in held_out]
     print(f"{len(held_out)} held-out pairs of train\n\n| settings | PSNR | SSIM | Fréchet | s per picture |")
     print("| --- | --- | --- | --- | --- |", flush=True)
     base = pipe.default_settings.replace(
@@ -52,9 +44,11 @@ def main() -> None:
         print(f"| {', '.join(f'{name} {value}' for name, value in changes.items())} | {cells} |", flush=True)
 
 
-def translate(pipe: DiffV2IRPipeline, example, conditioning: Conditioning, settings: GenerationSettings) -> Translation:
+def translate(
+    pipe: DiffV2IRPipeline, example: Example, conditioning: Conditioning, settings: GenerationSettings
+) -> Translation:
     output = pipe.generate(conditioning, settings.replace(seed=example_seed(example, settings.seed)))
-    real = central_square(Image.open(example.infrared).convert("L"))
+    real = central_square(open_image(example.infrared).convert("L"))
     return Translation(example, conditioning.image, conditioning.segmentation, output.image, real, output.caption)
 
 

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from PIL import Image
+
 from diffv2ir import imaging
 from diffv2ir.imaging import ImageSource
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
@@ -53,7 +55,7 @@ class Session:
             ImageError: the photo cannot be used.
         """
         image = imaging.open_image(photo)
-        return self._understood.get(_content(image), lambda: pipe.prepare(image, resolution=resolution))
+        return self._understand(pipe, image, _content(image), resolution)
 
     def condition(
         self, pipe: DiffV2IRPipeline, photo: ImageSource, caption: str, use_map: bool, resolution: int
@@ -64,17 +66,20 @@ class Session:
             ImageError: the photo cannot be used.
         """
         image = imaging.open_image(photo)
-        understood = self.understand(pipe, image, resolution)
+        key = _content(image)
+        understood = self._understand(pipe, image, key, resolution)
         caption = " ".join(caption.split())
         if (caption, use_map, resolution) == (understood.caption, True, understood.resolution):
             return understood
         segmentation = understood.segmentation if use_map else False
         return self._conditioned.get(
-            (_content(image), caption, use_map, resolution),
-            lambda: pipe.prepare(image, caption, segmentation, resolution),
+            (key, caption, use_map, resolution), lambda: pipe.prepare(image, caption, segmentation, resolution)
         )
 
+    def _understand(self, pipe: DiffV2IRPipeline, image: Image.Image, key: str, resolution: int) -> Conditioning:
+        return self._understood.get(key, lambda: pipe.prepare(image, resolution=resolution))
 
-def _content(image) -> str:
+
+def _content(image: Image.Image) -> str:
     """SHA-256 of size and pixels."""
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()

@@ -1,0 +1,21 @@
+"""What every benchmark of a bundle starts with: its pipeline, and the pairs that the training held out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diffv2ir.data import Example, read_examples, split_validation
+from diffv2ir.pipeline import DiffV2IRPipeline
+
+
+def load_from_arguments(description: str) -> tuple[DiffV2IRPipeline, list[Example]]:
+    """Read `--data` and `--bundle` from the command line; the bundle, and the held-out pairs of the dataset's train."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--bundle", default="tiny")
+    arguments = parser.parse_args()
+    pipe = DiffV2IRPipeline.from_pretrained(arguments.bundle)
+    pipe.set_progress_bar_config(disable=True)
+    _, held_out = split_validation(read_examples(arguments.data, split="train", kinds=["pairs"]))
+    return pipe, held_out
