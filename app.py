@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandError as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
-    from diffv2ir.ui import LAUNCH_OPTIONS, build_demo
+    from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
 
     try:
-        build_demo(pipe).launch(server_name=options.host, server_port=options.port, **LAUNCH_OPTIONS)
+        build_demo(Model.ready(pipe)).launch(server_name=options.host, server_port=options.port, **LAUNCH_OPTIONS)
     except OSError as error:
         print(f"app.py: cannot listen on {options.host}, port {options.port or '7860-7959'}: {error}", file=sys.stderr)
         return 2

@@ -7,12 +7,13 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METADATA_KEY = "diffv2ir"
 
@@ -77,13 +78,15 @@ def working_size(size: tuple[int, int], resolution: int, multiple: int) -> tuple
 
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB image -> float32 [1, 3, H, W] in [-1, 1]."""
+    import torch  # here: the page reads images before it needs torch, which takes seconds to import
+
     array = np.array(image.convert("RGB"), dtype=np.float32)
     return torch.from_numpy(array).permute(2, 0, 1)[None] / 127.5 - 1
 
 
 def to_gray(pixels: Tensor) -> list[Image.Image]:
     """Decoded [B, 3, H, W] in [-1, 1] -> 8-bit gray images: the mean over the channels."""
-    gray = ((pixels.float().mean(dim=1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)  # [B, H, W]
+    gray = ((pixels.float().mean(dim=1) + 1) * 127.5).round().clamp(0, 255).byte()  # [B, H, W]
     return [Image.fromarray(array) for array in gray.cpu().numpy()]
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffv2ir.imaging import ImageError, read_metadata
 from diffv2ir.pipeline import DiffV2IRPipeline, Output
-from diffv2ir.ui import LAUNCH_OPTIONS, build_demo
+from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
 from diffv2ir.ui.session import BoundedCache, Session
 from diffv2ir.ui.stream import Step, stream
 
@@ -41,7 +41,7 @@ def calls(pipe, monkeypatch) -> Calls:
 def served(bundle_folder):
     """The page on a free port of this machine, with a pipeline of its own."""
     pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)
-    demo = build_demo(pipe)
+    demo = build_demo(Model.ready(pipe))
     demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
     yield demo, pipe
     demo.close()

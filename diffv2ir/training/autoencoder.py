@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from PIL import Image
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from PIL import Image, ImageEnhance
 from torch import Tensor, nn
 
 from diffv2ir.data import Example
@@ -32,7 +33,8 @@ class AutoencoderConfig:
     Attributes:
         crop: side in pixels of the training crops.
         latent_noise: standard deviation of the noise on the latents; the decoder limits them to [-3, 3].
-        visible_share, map_share: of the images; the rest is infrared.
+        map_share: of the images; visible_share: of the others. The rest is infrared.
+        saturation: the colours of half of the visible crops are stretched by up to this factor.
         statistics_images: how many infrared images the scaling factor is measured on.
     """
 
@@ -42,9 +44,10 @@ class AutoencoderConfig:
     decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
     latent_channels: int = 4
     crop: int = 80
-    latent_noise: float = 0.1
+    latent_noise: float = 0.05
     visible_share: float = 0.4
-    map_share: float = 0.1
+    map_share: float = 0.2
+    saturation: float = 2.0
     statistics_images: int = 128
 
 
@@ -71,7 +74,9 @@ def train_autoencoder(examples: Sequence[Example], output: Path, config: Autoenc
         num_encoder_blocks=config.encoder_blocks,
         num_decoder_blocks=config.decoder_blocks,
         latent_channels=config.latent_channels,
+        act_fn="silu",  # with "relu" a quarter of the units die early, and brightness or colour is never learnt
     )
+    keep_signal(vae)
     objective = AutoencoderObjective(vae).to(memory_format=torch.channels_last)
     visible = _small_arrays([e.visible for e in examples if e.visible])
     infrared = _small_arrays([e.infrared for e in examples if e.infrared])
@@ -98,6 +103,27 @@ def train_autoencoder(examples: Sequence[Example], output: Path, config: Autoenc
     (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
     logger.info("autoencoder: scaling factor %.4f", vae.config.scaling_factor)
     return done
+
+
+@torch.no_grad()
+def keep_signal(vae: AutoencoderTiny) -> None:
+    """Initialise so that latents and pictures start with a spread of about one.
+
+    With PyTorch's default the signal fades to a hundredth on its way to the latents; what is learnt first through that
+    is brightness, and colour never (He et al. 2015 is the initialisation; residual branches start at a quarter).
+    """
+    for layer in vae.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for block in vae.modules():
+        if isinstance(block, AutoencoderTinyBlock):
+            block.conv[-1].weight.mul_(0.25)
+    colours = 2 * torch.rand(16, 3, 4, 4).repeat_interleave(8, dim=2).repeat_interleave(8, dim=3) - 1
+    vae.encoder.layers[-1].weight.div_(vae.encode(colours).latents.std())
+    vae.decoder.layers[-1].weight.div_(2 * vae.decode(vae.encode(colours).latents).sample.std())
+    vae.decoder.layers[-1].bias.fill_(0.5)
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -128,7 +154,8 @@ def _small_arrays(paths: Sequence[Path]) -> list[np.ndarray]:
 def _draw_image(visible: list, infrared: list, config: AutoencoderConfig, generator: torch.Generator) -> Tensor:
     """A random crop at a random scale of a random visible, infrared or map image: (3, crop, crop) in [-1, 1]."""
     kind = float(torch.rand((), generator=generator))
-    pool = visible if kind < config.visible_share + config.map_share and visible else infrared
+    of_visible = config.map_share + config.visible_share * (1 - config.map_share)
+    pool = visible if kind < of_visible and visible else infrared
     array = pool[random_integer(len(pool) - 1, generator)]
     largest = min(array.shape[:2])
     side = min(largest, config.crop + random_integer(max(0, largest - config.crop), generator))
@@ -140,6 +167,9 @@ def _draw_image(visible: list, infrared: list, config: AutoencoderConfig, genera
     image = image.resize((config.crop, config.crop), Image.Resampling.BICUBIC)
     if kind < config.map_share:
         image = _flat_regions(image, generator)
+    elif pool is visible and torch.rand((), generator=generator) < 0.5:
+        factor = 1 + (config.saturation - 1) * float(torch.rand((), generator=generator))
+        image = ImageEnhance.Color(image).enhance(factor)
     tensor = to_tensor(image)
     return tensor.flip(-1) if torch.rand((), generator=generator) < 0.5 else tensor
 

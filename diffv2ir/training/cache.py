@@ -3,6 +3,7 @@
 A latent key holds the hashes of the images, of the autoencoder's weights and of the crop: changing any of them makes a
 new entry, and nothing stale is ever read. Each example has `variants` different views (resize to 286, random 256 crop,
 flip; the same for visible, infrared and map, as in the paper); epoch e of a training uses view e mod `variants`.
+Few pairs are stretched further by zooming in, and by other exposures of the visible photo.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -32,14 +33,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Geometry of training views (paper Sec. 5.1): shorter side to `resize`, random `crop`, horizontal flip."""
+    """Training views (paper Sec. 5.1): shorter side to `resize`, random `crop`, horizontal flip.
+
+    Attributes:
+        zoom: a crop's side may be down to 1 / `zoom` of `crop`, enlarged to it; 1 = as in the paper.
+        jitter: how far gamma, contrast and colour of the visible photo vary, as the logarithm of the largest factor.
+            The infrared picture stays: another exposure of a scene does not change its heat.
+    """
 
     resize: int = 286
     crop: int = 256
     flip: bool = True
     variants: int = 4
+    zoom: float = 1.0
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.zoom < 1:
+            raise ValueError(f"zoom must be at least 1, got {self.zoom}")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must lie in [0, 1], got {self.jitter}")
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop must be at least 1 and at most resize ({self.resize}), got {self.crop}")
         if self.variants < 1:
@@ -159,7 +172,7 @@ class LatentCache:
         views, owners = [], []
         for number, (example, variant) in enumerate(batch):
             for role, path in self.roles(example).items():
-                views.append(to_tensor(self._view(load_rgb(path), example, variant)))
+                views.append(to_tensor(self._view(load_rgb(path), example, variant, role)))
                 owners.append((number, role))
         images = torch.stack(views).to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
         latents = encode_mode(self.vae, images).half().cpu()  # [N, C, h, w]
@@ -173,13 +186,20 @@ class LatentCache:
         content = int(_key(sorted(file_hash(p) for p in (example.visible, example.infrared) if p))[:15], 16)
         return torch.Generator().manual_seed(mix_seed(self.seed, content, variant))
 
-    def _view(self, image: Image.Image, example: Example, variant: int) -> Image.Image:
+    def _view(self, image: Image.Image, example: Example, variant: int, role: str) -> Image.Image:
         generator, view = self._geometry(example, variant), self.view
-        image = resize_shorter(image, view.resize)
+        # As the pipeline does it: no colour between those of two regions.
+        resampling = Image.Resampling.NEAREST if role == "segmentation" else Image.Resampling.BICUBIC
+        image = resize_shorter(image, view.resize, resampling)
         left = random_integer(image.width - view.crop, generator)
         top = random_integer(image.height - view.crop, generator)
-        image = image.crop((left, top, left + view.crop, top + view.crop))
         flip = view.flip and bool(torch.rand((), generator=generator) < 0.5)
+        side = round(view.crop / (1 + (view.zoom - 1) * float(torch.rand((), generator=generator))))
+        left += random_integer(view.crop - side, generator)
+        top += random_integer(view.crop - side, generator)
+        image = image.resize((view.crop, view.crop), resampling, (left, top, left + side, top + side))
+        if role == "visible" and view.jitter:
+            image = _expose_differently(image, view.jitter, generator)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
     def _path(self, example: Example, variant: int) -> Path:
@@ -187,9 +207,16 @@ class LatentCache:
         if "segmentation" in (roles := self.roles(example)):  # the name of a map of ours is its content's key
             given = example.segmentation
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
-        view = [self.view.resize, self.view.crop, self.view.flip, variant, self.seed]
+        view = [self.view.resize, self.view.crop, self.view.flip, self.view.zoom, self.view.jitter, variant, self.seed]
         key = _key(hashes, self._vae_hash, view)
         return self.folder / key[:2] / f"{key}.safetensors"
+
+
+def _expose_differently(image: Image.Image, jitter: float, generator: torch.Generator) -> Image.Image:
+    """The RGB image with another gamma, contrast and colourfulness, each up to a factor of exp(`jitter`)."""
+    gamma, contrast, colour = ((2 * torch.rand(3, generator=generator) - 1) * jitter).exp().tolist()
+    image = image.point([round(255 * (value / 255) ** gamma) for value in range(256)] * 3)
+    return ImageEnhance.Color(ImageEnhance.Contrast(image).enhance(contrast)).enhance(colour)
 
 
 def encode_mode(vae: torch.nn.Module, images: Tensor) -> Tensor:

@@ -22,10 +22,12 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
-def resize_shorter(image: Image.Image, size: int) -> Image.Image:
+def resize_shorter(
+    image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
     """Resize so that the shorter side is `size` pixels, keeping the aspect ratio."""
     scale = size / min(image.size)
-    return image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    return image.resize([max(size, round(side * scale)) for side in image.size], resampling)
 
 
 def random_integer(high: int, generator: torch.Generator) -> int:

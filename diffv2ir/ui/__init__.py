@@ -1,5 +1,6 @@
 """The web page. The only part of the library that imports Gradio."""
 
+from diffv2ir.ui.model import BundleFacts, Model
 from diffv2ir.ui.page import LAUNCH_OPTIONS, build_demo
 
-__all__ = ["LAUNCH_OPTIONS", "build_demo"]
+__all__ = ["LAUNCH_OPTIONS", "BundleFacts", "Model", "build_demo"]

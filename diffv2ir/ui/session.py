@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from diffv2ir import imaging
 from diffv2ir.imaging import ImageSource
-from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
+
+if TYPE_CHECKING:
+    from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 
 
 class BoundedCache:

@@ -7,11 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline, Output
 from diffv2ir.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline, Output
 
 _PREVIEWS = 6
 
@@ -63,7 +66,7 @@ def stream(
             if isinstance(event, BaseException):
                 raise event
             yield event
-            if isinstance(event, Output):
+            if not isinstance(event, Step):
                 return
     finally:
         closed.set()

@@ -1,0 +1,81 @@
+"""What every part of the page uses: how handlers are called, how they speak, and what a setting looks like."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from diffv2ir.settings import GenerationSettings
+
+logger = logging.getLogger(__name__)
+
+# One model, whose weights a style changes in place: one piece of work at a time.
+MODEL_QUEUE: dict[str, Any] = dict(concurrency_limit=1, concurrency_id="model")
+
+_OUR_FAULT = "Something went wrong here, and it was logged. Try again; if it stays, reload the page."
+
+
+def field_of(name: str) -> Mapping[str, Any]:
+    """Label, help and range of a field of `GenerationSettings`."""
+    return {field.name: field for field in dataclasses.fields(GenerationSettings)}[name].metadata
+
+
+def by_name(
+    method: Callable[[dict[str, Any]], Any], inputs: Mapping[str, gr.components.Component]
+) -> Callable[..., Any]:
+    """`method`, which takes a dict of values by name, as Gradio calls it: with the values of `inputs` in their order.
+
+    The names are also those of the API. Errors are told as `told_to_the_user` does it. `method` may be a generator.
+    """
+    names = list(inputs)
+
+    if inspect.isgeneratorfunction(method):
+
+        def handle(*values: Any) -> Iterator[Any]:
+            with told_to_the_user():
+                yield from method(dict(zip(names, values, strict=True)))
+
+    else:
+
+        def handle(*values: Any) -> Any:
+            with told_to_the_user():
+                return method(dict(zip(names, values, strict=True)))
+
+    parameter = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    handle.__signature__ = inspect.Signature([inspect.Parameter(name, parameter) for name in names])
+    handle.__doc__ = method.__doc__
+    return handle
+
+
+@contextmanager
+def told_to_the_user():
+    """What the user can mend becomes one sentence on the page; anything else one that hides the server's insides."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except (ValueError, FloatingPointError) as error:
+        raise gr.Error(sentence(str(error)), print_exception=False) from error
+    except Exception as error:
+        logger.exception("a request failed")
+        raise gr.Error(_OUR_FAULT, print_exception=False) from error
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital first letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def status(text: str, done: int | None = None, total: int | None = None) -> str:
+    """A line that a screen reader announces, with a progress bar where there is a total: HTML."""
+    line = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
+    if total is None:
+        return line
+    return line + f'<progress value="{done}" max="{total}" aria-label="progress"></progress>'

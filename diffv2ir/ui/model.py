@@ -1,0 +1,97 @@
+"""The one model of a server: known at once, loaded in the background, shared by all sessions."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffv2ir import bundle
+from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
+
+if TYPE_CHECKING:
+    from diffv2ir.pipeline import DiffV2IRPipeline
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What the page shows before the weights are there."""
+
+    name: str
+    defaults: GenerationSettings
+    styles: tuple[str, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> BundleFacts:
+        """From the bundle's index.
+
+        Raises:
+            BundleError: the folder is no complete bundle.
+        """
+        bundle.check(folder)
+        index = json.loads((folder / bundle.INDEX).read_text(encoding="utf-8"))
+        styles = dict.fromkeys([GENERAL_STYLE, *(index.get("styles") or [])])
+        defaults = GenerationSettings.from_dict(index.get("defaults") or {})
+        return cls(index.get("name") or folder.name, defaults, tuple(styles))
+
+    @classmethod
+    def of(cls, pipe: DiffV2IRPipeline) -> BundleFacts:
+        return cls(pipe.config.name, pipe.default_settings, tuple(pipe.styles))
+
+
+class Model:
+    """A pipeline that may still be loading.
+
+    Args:
+        facts: of the bundle. load: makes the pipeline; called once, in a thread of its own.
+    """
+
+    def __init__(self, facts: BundleFacts, load: Callable[[], DiffV2IRPipeline]):
+        self.facts = facts
+        self._load, self._ready = load, threading.Event()
+        self._pipe: DiffV2IRPipeline | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="diffv2ir-load", daemon=True)
+
+    @classmethod
+    def ready(cls, pipe: DiffV2IRPipeline) -> Model:
+        """A model that is there already."""
+        model = cls(BundleFacts.of(pipe), lambda: pipe)
+        model._work()
+        return model
+
+    def start(self) -> Model:
+        """Begin to load, if that has not begun."""
+        if not (self._ready.is_set() or self._thread.is_alive()):
+            self._thread.start()
+        return self
+
+    @property
+    def state(self) -> str:
+        """ "loading", "ready" or "failed"."""
+        if not self._ready.is_set():
+            return "loading"
+        return "ready" if self._error is None else "failed"
+
+    def get(self) -> DiffV2IRPipeline:
+        """The pipeline; waits until it is there.
+
+        Raises:
+            Whatever loading raised.
+        """
+        self.start()
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+        return self._pipe
+
+    def _work(self) -> None:
+        try:
+            self._pipe = self._load()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ready.set()
