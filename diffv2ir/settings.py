@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 SAMPLERS = ("euler_ancestral", "dpmpp_2m", "unipc", "ddim")
@@ -77,6 +78,12 @@ class GenerationSettings:
         if not number or (integer and value != int(value)) or value < low or (high is not None and value > high):
             raise ValueError(f"{name} must be {wanted}, got {value!r}")
         return int(value) if integer else float(value)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the UNet, with all conditions on: steps times the branches of Eq. 2 of a weight not zero."""
+        scales = (1.0, self.visible_scale, self.segmentation_scale, self.text_scale, 0.0)
+        return self.steps * sum(above != below for above, below in pairwise(scales))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -1,0 +1,36 @@
+"""Which guidance scale to move for a fault that a person sees (Eq. 2 of the paper and its Fig. 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffv2ir.settings import GenerationSettings
+
+_SMALLEST_STEP = 0.5
+_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A fault, the setting to move and which way (+1 up, -1 down), and why that helps."""
+
+    fault: str
+    setting: str
+    direction: int
+    reason: str
+
+    def apply(self, settings: GenerationSettings) -> GenerationSettings:
+        """The settings with the scale moved by a quarter, and by 0.5 at least; it stays at 0 or above."""
+        value = getattr(settings, self.setting)
+        step = max(_SMALLEST_STEP, _SHARE * value)
+        return settings.replace(**{self.setting: round(max(0.0, value + self.direction * step), 2)})
+
+
+ADVICE = (
+    Advice("Texture of the photo shows through", "visible_scale", -1, "the photo guides less"),
+    Advice("Structure of the scene is lost", "visible_scale", +1, "the photo guides more"),
+    Advice("Objects run into each other", "segmentation_scale", +1, "the map's regions are kept apart more"),
+    Advice("Regions look cut out", "segmentation_scale", -1, "the map guides less"),
+    Advice("Heat is flat", "text_scale", +1, "the words say what is warm, and weigh more"),
+    Advice("Halos around lamps, too much contrast", "text_scale", -1, "the words weigh less"),
+)

@@ -1,0 +1,55 @@
+"""Advice on scales, phrases that change heat, and what a run costs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffv2ir.advice import ADVICE
+from diffv2ir.guidance import branch_weights
+from diffv2ir.settings import GenerationSettings
+from diffv2ir.vlum.prompt import HEAT_PHRASES, with_phrase
+
+scales = st.floats(0, 20, allow_nan=False)
+
+
+@pytest.mark.parametrize("advice", ADVICE, ids=lambda advice: advice.fault)
+def test_advice_moves_its_scale_and_nothing_else(advice):
+    before = GenerationSettings(visible_scale=4.0, segmentation_scale=4.0, text_scale=4.0)
+    after = advice.apply(before)
+    assert getattr(after, advice.setting) == 4.0 + advice.direction
+    assert after.replace(**{advice.setting: 4.0}) == before
+
+
+@given(st.sampled_from(ADVICE), scales)
+def test_advice_never_leaves_the_range(advice, value):
+    before = GenerationSettings(**{advice.setting: value})
+    after = getattr(advice.apply(before), advice.setting)
+    assert after >= 0
+    assert (after - value) * advice.direction > 0 or value < 0.01
+
+
+@given(scales, scales, scales, st.integers(1, 100))
+def test_evaluations_are_the_branches_of_eq_2(visible, segmentation, text, steps):
+    settings = GenerationSettings(visible_scale=visible, segmentation_scale=segmentation, text_scale=text, steps=steps)
+    branches = sum(weight != 0 for weight in branch_weights(visible, segmentation, text))
+    assert settings.evaluations == steps * branches
+
+
+def test_evaluations_of_known_settings():
+    assert GenerationSettings().evaluations == 300  # 1.5 / 1.5 / 7.5: the weight of (V) is zero
+    assert GenerationSettings(steps=8, visible_scale=1, segmentation_scale=1, text_scale=1).evaluations == 8
+
+
+def test_a_phrase_takes_the_place_of_another():
+    assert with_phrase("a car on a road by day", "at night") == "a car on a road at night"
+    assert with_phrase("a car, in winter.", "after rain") == "a car after rain"
+    assert with_phrase("", "at night") == "at night"
+    assert with_phrase("a nightstand by daylight", "at night") == "a nightstand by daylight at night"
+
+
+@given(st.text(alphabet="abc ,.", max_size=30), st.lists(st.sampled_from(HEAT_PHRASES), min_size=1, max_size=4))
+def test_one_phrase_is_left(caption, phrases):
+    for phrase in phrases:
+        caption = with_phrase(caption, phrase)
+    assert sum(caption.count(known) for known in HEAT_PHRASES) == 1
+    assert caption.endswith(phrases[-1])
