@@ -135,26 +135,8 @@ def settings_from(options: argparse.Namespace, pipe: DiffV2IRPipeline) -> Genera
     return settings
 
 
-def output_stems(photos: Sequence[Path], out: Path) -> list[str]:
-    """One stem per photo: its own, or with a number where `<stem>_ir.png` would overwrite a result or a given photo."""
-    given = {str(photo.resolve()).casefold() for photo in photos}
-    taken: set[str] = set()
-    stems = []
-    for photo in photos:
-        stem, number = photo.stem, 1
-        while stem.casefold() in taken or any(str(path.resolve()).casefold() in given for path in _outputs(out, stem)):
-            number += 1
-            stem = f"{photo.stem}-{number}"
-        taken.add(stem.casefold())
-        stems.append(stem)
-    return stems
-
-
-def _outputs(out: Path, stem: str) -> tuple[Path, Path]:
-    return out / f"{stem}_ir.png", out / f"{stem}_map.png"
-
-
 def run_translate(options: argparse.Namespace) -> int:
+    from diffv2ir.batch import output_paths, output_stems, translate_photos
     from diffv2ir.imaging import ImageError
 
     if options.segmentation not in (None, NO_SEGMENTATION) and len(options.photos) > 1:
@@ -166,22 +148,22 @@ def run_translate(options: argparse.Namespace) -> int:
         raise CommandError(error) from error
     pipe = load_pipeline(options)
     settings = settings_from(options, pipe)
+    stems = output_stems(options.photos, options.out)
     failed = 0
-    for photo, stem in zip(options.photos, output_stems(options.photos, options.out), strict=True):
-        infrared_path, map_path = _outputs(options.out, stem)
-        try:
-            output = pipe(photo, settings, options.caption, segmentation)
-        except (ImageError, FloatingPointError) as error:
-            print(f"{photo}: skipped, {error}", file=sys.stderr)
+    for result in translate_photos(pipe, options.photos, settings, options.caption, segmentation):
+        photo = options.photos[result.number]
+        if result.output is None:
+            print(f"{photo}: skipped, {result.error}", file=sys.stderr)
             failed += 1
             continue
+        infrared_path, map_path = output_paths(options.out, stems[result.number])
         try:
-            output.save(infrared_path)
-            if output.segmentation is not None:
-                output.segmentation.save(map_path)
+            result.output.save(infrared_path)
+            if result.output.segmentation is not None:
+                result.output.segmentation.save(map_path)
         except OSError as error:
             raise CommandError(f"{infrared_path} cannot be written: {error}") from error
-        _print_result(photo, infrared_path, output)
+        _print_result(photo, infrared_path, result.output)
     return SOME_FAILED if failed else OK
 
 

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from diffv2ir.ui.batch import BatchTab
 from diffv2ir.ui.model import Model
 from diffv2ir.ui.session import Session
 from diffv2ir.ui.translate import TranslateTab
+from diffv2ir.ui.video import VideoTab
 
 if TYPE_CHECKING:
     from diffv2ir.pipeline import DiffV2IRPipeline
@@ -61,7 +63,7 @@ class Page:
         return self.model.get()
 
     def build(self) -> gr.Blocks:
-        tabs = {"Translate": self.translate}
+        tabs = {"Translate": self.translate, "Batch": BatchTab(self), "Video": VideoTab(self)}
         with gr.Blocks(title="DiffV2IR", delete_cache=(_SESSION_SECONDS, _SESSION_SECONDS)) as demo:
             self.session = gr.State(Session, time_to_live=_SESSION_SECONDS)
             gr.Markdown(_INTRODUCTION)

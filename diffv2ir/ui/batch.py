@@ -1,0 +1,196 @@
+"""The Batch tab: many photos with the settings of the Translate tab, and one zip of all results."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from PIL import Image
+
+from diffv2ir.batch import FAILED, STOPPED, PhotoResult, ResultsZip, output_paths, output_stems, translate_photos
+from diffv2ir.settings import GenerationSettings
+from diffv2ir.ui.background import Progress, follow
+from diffv2ir.ui.common import MODEL_QUEUE, by_name, sentence, status
+
+if TYPE_CHECKING:
+    from diffv2ir.ui.page import Page
+    from diffv2ir.ui.session import Session
+
+MAX_PHOTOS = 200
+MAX_PIXELS = 50_000_000
+
+# The gallery shows the newest results, and small: all of them, in full, are in the zip.
+_GALLERY = 24
+_THUMBNAIL = 512
+
+_HEADERS = ["File", "Status", "Caption", "Seconds"]
+_HINT = "Choose photos or a folder to begin."
+
+
+class BatchTab:
+    """Many photos, translated one after the other.
+
+    Attributes:
+        inputs: all components that a batch reads, by name: photos, folder, session, the settings, new_seed, use_map.
+    """
+
+    def __init__(self, page: Page):
+        self.page = page
+        self.inputs: dict[str, gr.components.Component] = {}
+
+    def build(self) -> None:
+        gr.Markdown(
+            f"Up to {MAX_PHOTOS} photos of up to {MAX_PIXELS // 10**6} million pixels, translated one after the other "
+            "with the settings of the Translate tab. Each gets its own caption and map."
+        )
+        with gr.Row():
+            self.photos = gr.File(label="Photos", file_count="multiple", height=180)
+            self.folder = gr.File(label="or a folder of photos", file_count="directory", height=180)
+            with gr.Column(scale=0, min_width=180):
+                self.start_button = gr.Button("Translate all", variant="primary", size="lg")
+                self.stop_button = gr.Button("Stop", variant="stop")
+        self.status = gr.HTML(status(_HINT), elem_classes="status")
+        self.zip = gr.File(label="All results (zip): pictures, maps, results.csv", interactive=False)
+        self.table = gr.Dataframe(
+            headers=_HEADERS, datatype="str", label="Photos", interactive=False, wrap=True, max_height=320
+        )
+        self.gallery = gr.Gallery(label=f"The newest {_GALLERY} results", columns=4, interactive=False, format="png")
+
+    def connect(self) -> None:
+        self.inputs = {"photos": self.photos, "folder": self.folder, **shared_inputs(self.page)}
+        self.start_button.click(
+            by_name(self.translate_all, self.inputs),
+            list(self.inputs.values()),
+            [self.status, self.table, self.gallery, self.zip],
+            api_name="batch",
+            show_progress="hidden",
+            **MODEL_QUEUE,
+        )
+        # Not queued: it must come through while the model is at work.
+        self.stop_button.click(stop, self.page.session, None, queue=False, api_visibility="private")
+
+    def translate_all(self, data: dict[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """Translate many photos: a status line, a table of all photos, the newest pictures, and a zip of everything.
+
+        Photos that cannot be used are reported in the table and the rest goes on. The zip comes last, also after a
+        stop; it has `<name>_ir.png`, `<name>_map.png` and `results.csv`.
+        """
+        photos, skipped = _photos(data)
+        settings, session = self.page.translate.read_settings(data), data["session"]
+        segmentation = None if data["use_map"] else False
+        session.cancelled = False
+        run = _Run(photos, time.monotonic())
+        pipe = self.page.pipe
+        with tempfile.TemporaryDirectory(prefix="diffv2ir-", ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            archive = folder / "diffv2ir-results.zip"
+
+            def work(tell):
+                def callback(number: int, step: int, steps: int) -> bool:
+                    return tell(Progress(number, step, steps))
+
+                with ResultsZip(archive, photos, settings) as results:
+                    for result in translate_photos(pipe, photos, settings, None, segmentation, callback, MAX_PIXELS):
+                        results.add(result)
+                        yield result
+
+            yield run.status(), run.rows, [], None
+            for event in follow(work, lambda: session.cancelled):
+                if isinstance(event, Progress):
+                    yield run.begin(event), run.rows if event.step == 0 else gr.skip(), gr.skip(), gr.skip()
+                else:
+                    run.end(event, folder)
+                    yield run.status(), run.rows, run.gallery, gr.skip()
+            yield run.summary(skipped), run.rows, run.gallery, str(archive)
+
+
+class _Run:
+    """How far a batch is, as the page shows it."""
+
+    def __init__(self, photos: list[Path], started: float):
+        self.rows = [[photo.name, "waiting", "", ""] for photo in photos]
+        self.gallery: list[tuple[str, str]] = []
+        self._stems = output_stems(photos)
+        self._started = started
+        self._counts: dict[str, int] = {}
+
+    @property
+    def _finished(self) -> int:
+        return sum(self._counts.values())
+
+    def begin(self, event: Progress) -> str:
+        """A photo is in work: the status line."""
+        self.rows[event.number][1] = "in work"
+        return self.status(event.step / event.steps, f", step {event.step} of {event.steps}" if event.step else "")
+
+    def end(self, result: PhotoResult, folder: Path) -> None:
+        """A photo has ended: its row, and its picture, small, in `folder` for the gallery."""
+        self._counts[result.status] = self._counts.get(result.status, 0) + 1
+        caption, told = "", result.status
+        if result.status == FAILED:
+            told = f"failed: {sentence(result.error)}"
+        if result.output is not None:
+            caption = result.output.caption
+            path = output_paths(folder, self._stems[result.number])[0]
+            small = result.output.image.copy()
+            small.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC)
+            small.save(path)
+            self.gallery = [(str(path), result.name), *self.gallery][:_GALLERY]
+        self.rows[result.number][1:] = [told, caption, f"{result.seconds:.1f}"]
+
+    def status(self, part: float = 0.0, more: str = "") -> str:
+        """The status line while working; `part` of the photo in work is done."""
+        done, total = self._finished, len(self.rows)
+        left = ""
+        if done + part > 0:
+            seconds = (time.monotonic() - self._started) / (done + part) * (total - done - part)
+            left = f", about {_duration(seconds)} left"
+        return status(f"Photo {min(done + 1, total)} of {total}{more}{left}", round(100 * (done + part)), 100 * total)
+
+    def summary(self, skipped: int) -> str:
+        failed, stopped = self._counts.get(FAILED, 0), self._finished < len(self.rows) or STOPPED in self._counts
+        done = self._finished - failed - self._counts.get(STOPPED, 0)
+        parts = [f"{'Stopped' if stopped else 'Done'}: {done} of {len(self.rows)} photos translated"]
+        if failed:
+            parts.append(f"{failed} failed, see the table")
+        if skipped:
+            parts.append(f"{skipped} other file{'s' * (skipped != 1)} of the folder skipped")
+        return status(f"{', '.join(parts)}. {_duration(time.monotonic() - self._started)}.")
+
+
+def shared_inputs(page: Page) -> dict[str, gr.components.Component]:
+    """What batch and video read of the Translate tab, by name: the session, the settings, new_seed and use_map."""
+    names = {"session", "new_seed", "use_map", *GenerationSettings.__dataclass_fields__}
+    return {name: component for name, component in page.translate.inputs.items() if name in names}
+
+
+def stop(session: Session) -> None:
+    """End the session's work at its next step."""
+    session.cancelled = True
+
+
+def _photos(data: dict[str, Any]) -> tuple[list[Path], int]:
+    """The photos asked for, and how many files of the folder are left out because their names are not of pictures.
+
+    Raises:
+        ValueError: none, or too many.
+    """
+    chosen = [Path(path) for path in data["photos"] or []]
+    # By name: Gradio keeps each upload in a folder of its own, whose name says nothing.
+    folder = sorted((Path(path) for path in data["folder"] or []), key=lambda path: path.name)
+    suffixes = Image.registered_extensions()
+    pictures = [path for path in folder if path.suffix.lower() in suffixes]
+    photos = chosen + pictures
+    if not photos:
+        raise ValueError("the folder has no pictures, choose another" if folder else "choose photos or a folder first")
+    if len(photos) > MAX_PHOTOS:
+        raise ValueError(f"these are {len(photos)} photos and a batch takes at most {MAX_PHOTOS}, choose fewer")
+    return photos, len(folder) - len(pictures)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,128 @@
+"""The Video tab: a short clip with the settings of the Translate tab, every frame from the same noise."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from gradio.data_classes import FileData
+
+from diffv2ir.ui.background import Progress, follow
+from diffv2ir.ui.batch import shared_inputs, stop
+from diffv2ir.ui.common import MODEL_QUEUE, by_name, status
+from diffv2ir.video import ClipLimits, FrameResult, VideoError, open_clip, translate_clip
+
+if TYPE_CHECKING:
+    from diffv2ir.ui.page import Page
+
+LIMITS = ClipLimits()
+
+_HINT = "Choose a clip to begin."
+
+
+class VideoTab:
+    """A short clip, translated frame by frame.
+
+    Attributes:
+        inputs: all components that a clip's translation reads, by name: clip, clip_caption, every, session, the
+            settings, new_seed, use_map.
+    """
+
+    def __init__(self, page: Page):
+        self.page = page
+        self.inputs: dict[str, gr.components.Component] = {}
+
+    def build(self) -> None:
+        gr.Markdown(
+            f"A clip of up to {LIMITS.seconds:g} s, of which up to {LIMITS.frames} frames are translated with the "
+            "settings of the Translate tab: all from the same noise, so that what stands still stays still."
+        )
+        with gr.Row(equal_height=True):
+            self.clip = gr.Video(label="Clip", sources=["upload"], height=320)
+            self.preview = gr.Image(label="Frame", interactive=False, format="png", height=320)
+            self.film = gr.Video(label="Infrared clip", interactive=False, height=320)
+        self.status = gr.HTML(status(_HINT), elem_classes="status")
+        with gr.Row(equal_height=True):
+            self.every = gr.Slider(
+                1, 30, value=1, step=1, label="Every n-th frame", info="2 takes every other frame, in half the time."
+            )
+            self.caption = gr.Textbox(
+                "", label="Caption of the clip", info="Empty: the model describes the first frame.", scale=2
+            )
+            with gr.Column(scale=0, min_width=180):
+                self.start_button = gr.Button("Translate clip", variant="primary", size="lg")
+                self.stop_button = gr.Button("Stop", variant="stop")
+
+    def connect(self) -> None:
+        # As written: where FFmpeg is installed, Gradio would take VP9 in MP4 for unplayable and encode it again.
+        self.film.postprocess = lambda path: None if path is None else FileData(path=path, orig_name=Path(path).name)
+        self.inputs = {
+            "clip": self.clip,
+            "clip_caption": self.caption,
+            "every": self.every,
+            **shared_inputs(self.page),
+        }
+        self.start_button.click(
+            by_name(self.translate_clip, self.inputs),
+            list(self.inputs.values()),
+            [self.status, self.preview, self.film],
+            api_name="video",
+            show_progress="hidden",
+            **MODEL_QUEUE,
+        )
+        # Not queued: it must come through while the model is at work.
+        self.stop_button.click(stop, self.page.session, None, queue=False, api_visibility="private")
+
+    def translate_clip(self, data: dict[str, Any]) -> Iterator[tuple[Any, Any, Any]]:
+        """Translate a clip: a status line, the frame finished last, and the infrared clip (MP4).
+
+        The clip comes last, also after a stop, with the frames that were finished by then.
+        """
+        if not data["clip"]:
+            raise VideoError("choose a clip first")
+        settings, session, every = self.page.translate.read_settings(data), data["session"], int(data["every"])
+        clip = open_clip(data["clip"], every, LIMITS)
+        total = -(-clip.frames // every)
+        caption = data["clip_caption"] or None
+        session.cancelled = False
+        pipe, started = self.page.pipe, time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="diffv2ir-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / f"{clip.path.stem}_ir.mp4"
+
+            def work(tell):
+                def callback(number: int, step: int, steps: int) -> bool:
+                    return tell(Progress(number, step, steps))
+
+                return translate_clip(pipe, clip, path, settings, caption, bool(data["use_map"]), every, callback)
+
+            last = None
+            yield _status(Progress(1, 0, settings.steps), total, started), None, None
+            for event in follow(work, lambda: session.cancelled):
+                if isinstance(event, FrameResult):
+                    last = event
+                    yield gr.skip(), event.output.image, gr.skip()
+                else:
+                    yield _status(event, total, started), gr.skip(), gr.skip()
+            film = None if last is None else str(path)
+            yield _summary(last, total, session.cancelled, started), None if last is None else last.output.image, film
+
+
+def _status(event: Progress, total: int, started: float) -> str:
+    done = event.number - 1 + event.step / event.steps
+    left = ""
+    if done > 0:
+        left = f", about {(time.monotonic() - started) / done * (total - done):.0f} s left"
+    return status(f"Frame {event.number} of {total}{left}", round(100 * done), 100 * total)
+
+
+def _summary(last: FrameResult | None, total: int, stopped: bool, started: float) -> str:
+    if last is None:
+        return status("Stopped before the first frame was finished.")
+    seconds = time.monotonic() - started
+    ended = f"Stopped after frame {last.number} of {total}" if stopped else f"Done: {last.number} frames"
+    caption = f" Caption: {last.output.caption}." if last.output.caption else ""
+    return status(f"{ended}. Seed {last.output.seed}, {seconds / last.number:.1f} s a frame.{caption}")
