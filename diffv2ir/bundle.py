@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -120,6 +121,16 @@ def check(folder: str | os.PathLike) -> None:
         problems = _shape_problems(folder) + _scheduler_problems(folder) + _default_problems(folder, index)
     if problems:
         raise BundleError(f"{folder} cannot be used:\n" + "\n".join(f"- {problem}" for problem in problems))
+
+
+def content_hash(folder: str | os.PathLike) -> str:
+    """SHA-256 over names and contents of all weight files of a bundle: which model made a picture."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def check_weights(folder: Path, components: Mapping[str, Any]) -> None:

@@ -1,21 +1,18 @@
-"""Photos in, pictures out: reading with orientation, working size, arrays, PNG metadata."""
+"""Photos in, pictures out: reading with orientation, working size, arrays."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import struct
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-METADATA_KEY = "diffv2ir"
 
 # A photo longer than this is denoised with a shorter side below the resolution, which bounds memory and time.
 MAX_ASPECT = 3.0
@@ -90,32 +87,9 @@ def to_gray(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in gray.cpu().numpy()]
 
 
-def save_png(image: Image.Image, path: str | os.PathLike, metadata: Mapping[str, Any], **texts: str) -> None:
-    """Write a PNG with `metadata` as JSON under the key "diffv2ir", and further texts under their own keys."""
-    info = PngImagePlugin.PngInfo()
-    info.add_text(METADATA_KEY, json.dumps(dict(metadata)))
-    for key, text in texts.items():
-        info.add_itxt(key, text)
-    image.save(path, format="PNG", pnginfo=info)
-
-
-def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """The settings that `save_png` wrote.
-
-    Raises:
-        ImageError: not a PNG of ours.
-    """
-    try:
-        with Image.open(path) as image:
-            text = image.info.get(METADATA_KEY)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ImageError(f"{path}: cannot be read ({error})") from None
-    if text is None:
-        raise ImageError(f"{path}: holds no settings of DiffV2IR")
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise ImageError(f"{path}: the settings in its metadata are damaged") from None
+def content_hash(image: Image.Image) -> str:
+    """SHA-256 of an image's size and pixels."""
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
@@ -21,9 +23,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
 
-from diffv2ir import bundle, imaging, samplers
+from diffv2ir import __version__, bundle, imaging, samplers
 from diffv2ir.guidance import Branch, BranchPlan, branch_weights, guided_prediction, make_branches, stack_pictures
 from diffv2ir.imaging import ImageSource
+from diffv2ir.metadata import Record, deep_gray, save_png
 from diffv2ir.settings import GENERAL_STYLE, MAX_SEED, GenerationSettings
 from diffv2ir.unet import load_lora, merge_lora_keeping_originals, restore_weights
 from diffv2ir.vlum import SamSegmenter, build_prompt, caption_images, segmentation_map
@@ -47,6 +50,7 @@ class Conditioning:
         visible_latents, segmentation_latents: [1, 4, h, w], unscaled encoder modes; zeros if the map is off.
         size: (width, height) of the photo, and of every result.
         resolution: pixels of the shorter side while denoising, as asked for.
+        own_map: whether the map was given, not made by the bundle's model.
         timings: seconds by stage.
     """
 
@@ -60,6 +64,7 @@ class Conditioning:
     segmentation_latents: Tensor
     size: tuple[int, int]
     resolution: int
+    own_map: bool = False
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -84,6 +89,8 @@ class Output:
         evaluations: branches of Eq. 2 evaluated by the UNet, over all steps.
         cancelled: a callback stopped it after `steps_done` steps; the picture is the estimate it had reached.
         timings: seconds by stage.
+        record: what a saved file says about it.
+        levels: the decoded gray levels at the working size, float32 (H, W) in [0, 1].
     """
 
     image: Image.Image
@@ -95,12 +102,19 @@ class Output:
     steps_done: int
     cancelled: bool = False
     timings: dict[str, float] = field(default_factory=dict)
-    bundle: str = ""
+    record: Record | None = None
+    levels: np.ndarray | None = field(default=None, repr=False, compare=False)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write a PNG with the settings as JSON in its metadata key "diffv2ir", the caption in "Description"."""
-        texts = {"Description": self.caption, "Software": f"DiffV2IR ({self.bundle})"}
-        imaging.save_png(self.image, path, self.settings.to_dict(), **texts)
+    def save(self, path: str | os.PathLike, bits: int = 8) -> None:
+        """Write a gray PNG with its `Record`, at the photo's size; with 16 bits from the levels before rounding to 8.
+
+        Raises:
+            ValueError: other bits than 8 and 16.
+        """
+        if bits not in (8, 16):
+            raise ValueError(f"bits must be 8 or 16, got {bits!r}")
+        image = self.image if bits == 8 else deep_gray(self.levels, self.image.size)
+        save_png(image, path, self.record)
 
 
 Callback = Callable[[int, int, Estimate], Any]
@@ -277,6 +291,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             segmentation_latents=segmentation_latents,
             size=photo.size,
             resolution=resolution,
+            own_map=segmentation is not None and segmentation is not False,
             timings=timings,
         )
 
@@ -294,9 +309,17 @@ class DiffV2IRPipeline(DiffusionPipeline):
         encoded = self.vae.encode(pixels)
         return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Image.Image:
         """Target latents [1, 4, h, w], scaled -> 8-bit gray picture at the working size.
+
+        Raises:
+            FloatingPointError: the latents are not finite.
+        """
+        return imaging.to_gray(self._decode_pixels(latents))[0]
+
+    @torch.no_grad()
+    def _decode_pixels(self, latents: Tensor) -> Tensor:
+        """Target latents [1, 4, h, w], scaled -> pixels [1, 3, H, W] in about [-1, 1].
 
         Raises:
             FloatingPointError: the latents are not finite.
@@ -305,7 +328,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         pixels = self.vae.decode(latents).sample  # [1, 3, H, W]
         if not torch.isfinite(pixels).all():
             raise FloatingPointError(f"the picture is not finite; load the bundle in float32 (it is {self.vae.dtype})")
-        return imaging.to_gray(pixels)[0]
+        return pixels
 
     @property
     def size_multiple(self) -> int:
@@ -394,7 +417,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
         outputs = []
         for c, seed, own, latent in zip(conditionings, seeds, branches, latents.split(1), strict=True):
             start = time.perf_counter()
-            image = self.decode(latent).resize(c.size, Image.Resampling.BICUBIC)
+            pixels = self._decode_pixels(latent)
+            image = imaging.to_gray(pixels)[0].resize(c.size, Image.Resampling.BICUBIC)
             timings = {**c.timings, "denoise": denoised - started, "decode": time.perf_counter() - start}
             outputs.append(
                 Output(
@@ -407,7 +431,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
                     steps_done=steps_done,
                     cancelled=steps_done < settings.steps,
                     timings=timings,
-                    bundle=self.config.name,
+                    record=self._record(c, settings.replace(seed=seed)),
+                    levels=((pixels[0].float().mean(dim=0) + 1) / 2).clamp(0, 1).cpu().numpy(),
                 )
             )
         return outputs
@@ -423,6 +448,23 @@ class DiffV2IRPipeline(DiffusionPipeline):
         """`prepare` and `generate` in one."""
         resolution = None if settings is None else settings.resolution
         return self.generate(self.prepare(image, caption, segmentation, resolution), settings, callback)
+
+    def _record(self, c: Conditioning, settings: GenerationSettings) -> Record:
+        source = "none" if c.segmentation is None else "own" if c.own_map else "model"
+        return Record(
+            settings=settings,
+            caption=c.caption,
+            segmentation=source,
+            photo_sha256=imaging.content_hash(c.image),
+            bundle=self.config.name,
+            bundle_sha256=self.bundle_sha256,
+            version=__version__,
+        )
+
+    @cached_property
+    def bundle_sha256(self) -> str:
+        """SHA-256 of the weight files this pipeline was loaded from; "" if it was not."""
+        return bundle.content_hash(self.folder) if self.folder else ""
 
     def _settings_for(
         self, conditionings: list[Conditioning], settings: GenerationSettings | None

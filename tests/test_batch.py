@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffv2ir.batch import PhotoResult, ResultsZip, output_stems, translate_photos
-from diffv2ir.imaging import read_metadata
+from diffv2ir.metadata import restore
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_zip_holds_pictures_and_a_row_for_each_photo(pipe, photos, settings, tmp
         "dpmpp_2m",
         "street_map.png",
     )
-    assert read_metadata(tmp_path / "all" / "street-2_ir.png") == settings.to_dict()
+    assert restore(tmp_path / "all" / "street-2_ir.png").settings.to_dict() == settings.to_dict()
     for stem, result in (("street", kept[0]), ("street-2", kept[2])):
         written = np.asarray(Image.open(tmp_path / "all" / f"{stem}_ir.png"))
         assert np.array_equal(written, np.asarray(result.output.image))

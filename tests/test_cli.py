@@ -9,7 +9,7 @@ from make_data import make_manifest_dataset
 from PIL import Image
 
 from diffv2ir import cli
-from diffv2ir.imaging import read_metadata
+from diffv2ir.metadata import restore
 
 QUICK = ["--steps", "1", "--sampler", "ddim", "--seed", "5"]
 
@@ -51,7 +51,7 @@ def test_translate_writes_pictures_and_prints(photos, photo, tmp_path, capsys):
         caption = image.text["Description"]
     with Image.open(out / "street_map.png") as image:
         assert (image.mode, image.size) == ("RGB", photo.size)
-    metadata = read_metadata(out / "street_ir.png")
+    metadata = restore(out / "street_ir.png").settings.to_dict()
     assert (metadata["steps"], metadata["sampler"], metadata["seed"], metadata["resolution"]) == (1, "ddim", 5, 64)
     assert metadata["text_scale"] == 3.0  # the bundle's own
     printed = capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_results_never_overwrite_a_photo(loaded, photo, tmp_path):
 def test_flags_become_settings(loaded, photos, tmp_path):
     flags = ["--style", "night", "--visible-scale", 2, "--segmentation-scale", "0", "--text-scale", "4.5"]
     assert translate(photos / "street.png", "--out", tmp_path, *flags, "--resolution", 96, "--caption", "a car") == 0
-    metadata = read_metadata(tmp_path / "street_ir.png")
+    metadata = restore(tmp_path / "street_ir.png").settings.to_dict()
     assert metadata == {
         "steps": 1,
         "visible_scale": 2.0,

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageCms, ImageOps
 
-from diffv2ir import imaging
-from diffv2ir.imaging import MAX_ASPECT, ImageError, open_image, read_metadata, save_png, to_gray, to_tensor
+from diffv2ir.imaging import MAX_ASPECT, ImageError, open_image, to_gray, to_tensor
 from diffv2ir.imaging import working_size as size_for
 
 ORIENTATION = 0x0112
@@ -231,32 +230,6 @@ def test_tensors_and_back():
     assert np.asarray(other).max() == 255 or np.asarray(other).min() == 0  # out of range is cut, not wrapped
     mixed = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1)
     assert to_gray(mixed)[0].getpixel((0, 0)) == 128
-
-
-def test_metadata_is_read_back(tmp_path):
-    path = tmp_path / "out.png"
-    metadata = {"steps": 3, "seed": None, "style": "night", "note": "größer → 夜"}
-    save_png(Image.new("L", (4, 4)), path, metadata, Description="eine Straße, 夜")
-    assert read_metadata(path) == metadata
-    with Image.open(path) as image:
-        assert image.text["Description"] == "eine Straße, 夜"
-
-
-def test_metadata_that_is_not_there(tmp_path):
-    plain, damaged = tmp_path / "plain.png", tmp_path / "damaged.png"
-    Image.new("L", (4, 4)).save(plain)
-    info = imaging.PngImagePlugin.PngInfo()
-    info.add_text(imaging.METADATA_KEY, "{half")
-    Image.new("L", (4, 4)).save(damaged, pnginfo=info)
-    (tmp_path / "text").write_text("nothing")
-    for name, message in (
-        ("plain.png", "holds no settings"),
-        ("damaged.png", "settings in its metadata are damaged"),
-        ("text", "cannot be read"),
-        ("missing.png", "cannot be read"),
-    ):
-        with pytest.raises(ImageError, match=message):
-            read_metadata(tmp_path / name)
 
 
 def test_lab_photo_keeps_its_colours():

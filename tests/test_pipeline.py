@@ -8,7 +8,8 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
-from diffv2ir.imaging import ImageError, read_metadata
+from diffv2ir.imaging import ImageError
+from diffv2ir.metadata import restore
 from diffv2ir.pipeline import DiffV2IRPipeline, Output
 from diffv2ir.settings import SAMPLERS, GenerationSettings
 
@@ -132,7 +133,7 @@ def test_output(pipe, conditioning, photo):
     assert (output.image.mode, output.image.size) == ("L", photo.size)
     assert pixels(output).std() > 1
     assert output.caption == conditioning.caption and output.segmentation is conditioning.segmentation
-    assert output.settings == QUICK and output.seed == 7 and output.bundle == "mini"
+    assert output.settings == QUICK and output.seed == 7 and output.record.bundle == "mini"
     assert output.steps_done == 2 and not output.cancelled
     assert set(output.timings) == {"caption", "segmentation", "text", "encode", "denoise", "decode"}
     assert all(seconds >= 0 for seconds in output.timings.values())
@@ -371,7 +372,7 @@ def test_metadata_repeats_the_picture(pipe, photo, tmp_path):
         caption = image.text["Description"]
         assert image.text["Software"] == "DiffV2IR (mini)"
     assert caption == output.caption
-    settings = GenerationSettings.from_dict(read_metadata(tmp_path / "ir.png"))
+    settings = restore(tmp_path / "ir.png").settings
     assert settings == output.settings and settings.seed == output.seed
     assert same(pipe(photo, settings, caption=caption), output)
 

@@ -2,13 +2,19 @@
 
 import gc
 
+import gradio as gr
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from diffv2ir.imaging import ImageError, read_metadata
+from diffv2ir.bundle import BundleError
+from diffv2ir.imaging import ImageError
+from diffv2ir.metadata import restore
 from diffv2ir.pipeline import DiffV2IRPipeline, Output
-from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
+from diffv2ir.settings import MAX_SEED, GenerationSettings
+from diffv2ir.ui import LAUNCH_OPTIONS, BundleFacts, Model, build_demo
+from diffv2ir.ui.controls import Controls
+from diffv2ir.ui.page import Page
 from diffv2ir.ui.session import BoundedCache, Session
 from diffv2ir.ui.stream import Step, stream
 
@@ -126,30 +132,51 @@ def translate(client: Client, photo_file, **changes):
     return client.predict(api_name="/translate", **wish)
 
 
-def test_upload_gives_caption_and_map(client, photo_file, photo):
-    status, caption, segmentation, infrared = client.predict(handle_file(photo_file), "", api_name="/understand")
-    assert "Understood" in status
+def test_prepare_gives_caption_and_map(client, photo_file, photo):
+    caption, segmentation = client.predict(photo=handle_file(photo_file), api_name="/prepare")
     assert caption
-    assert Image.open(segmentation["path"] if isinstance(segmentation, dict) else segmentation).size == photo.size
-    assert not infrared
+    assert Image.open(segmentation).size == photo.size
 
 
 def test_translate_gives_the_picture_with_its_settings(client, served, photo_file, photo):
-    status, infrared = translate(client, photo_file, caption="a tree", steps=3, seed=7, style="night")
-    assert "Seed 7, style night" in status
-    assert Image.open(infrared).size == photo.size
+    infrared, caption, used = translate(client, photo_file, caption="a tree", steps=3, seed=7, style="night")
     settings = served[1].default_settings.replace(steps=3, seed=7, style="night")
-    assert read_metadata(infrared) == settings.to_dict()
+    assert caption == "a tree" and used == settings.to_dict()
+    assert restore(infrared).settings == settings
     pipe = served[1]
     expected = pipe.generate(pipe.prepare(photo, "a tree"), settings)
     assert Image.open(infrared).tobytes() == expected.image.tobytes()
+    assert Image.open(infrared).size == photo.size
 
 
-def test_a_second_click_neither_captions_nor_segments(client, served, photo_file, monkeypatch):
+def test_the_model_writes_the_caption_that_a_call_leaves_out(client, served, photo_file, photo):
+    _, caption, used = client.predict(photo=handle_file(photo_file), new_seed=True, api_name="/translate")
+    assert caption == served[1].prepare(photo).caption
+    assert 0 <= used["seed"] <= MAX_SEED
+
+
+def test_previews_come_before_the_picture(client, photo_file):
+    job = client.submit(photo=handle_file(photo_file), caption="", steps=12, api_name="/translate")
+    *previews, last = job.outputs() if job.result() else []
+    assert [used["step"] for _, _, used in previews] == sorted(used["step"] for _, _, used in previews)
+    assert len(previews) >= 4 and last[2]["steps"] == 12
+
+
+def test_a_second_call_neither_captions_nor_segments(client, served, photo_file, monkeypatch):
     calls = Calls(served[1], monkeypatch)
     for scale in (0.5, 1.0, 2.0):
         translate(client, photo_file, caption="car", visible_scale=scale)
     assert (calls.captions, calls.maps) == (1, 1)
+
+
+def test_a_map_of_ones_own_is_used(client, served, photo_file, photo, tmp_path):
+    own = tmp_path / "own.png"
+    drawn = Image.new("RGB", photo.size, "red")
+    drawn.save(own)
+    infrared, _, _ = translate(client, photo_file, caption="a tree", seed=3, own_map=handle_file(own))
+    pipe = served[1]
+    expected = pipe.generate(pipe.prepare(photo, "a tree", drawn), pipe.default_settings.replace(seed=3))
+    assert Image.open(infrared).tobytes() == expected.image.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -164,10 +191,77 @@ def test_a_bad_value_is_one_sentence(client, photo_file, wish, words):
 def test_an_unreadable_photo_is_one_sentence(client, tmp_path):
     path = tmp_path / "note.png"
     path.write_text("not a picture")
-    with pytest.raises(Exception, match="not an image"):
-        client.predict(handle_file(path), "", api_name="/understand")
+    with pytest.raises(Exception, match="not an image") as caught:
+        client.predict(photo=handle_file(path), api_name="/prepare")
+    assert "/" not in str(caught.value)  # nothing of the server's folders
+
+
+def test_what_is_not_the_visitors_fault_hides_the_server(client, served, photo_file, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("/secret/place is full")
+
+    monkeypatch.setattr(served[1].captioner, "generate", broken)
+    with pytest.raises(Exception, match="was logged") as caught:
+        client.predict(photo=handle_file(photo_file), api_name="/prepare")
+    assert "secret" not in str(caught.value)
 
 
 def test_session_refuses_an_unreadable_photo(pipe, tmp_path):
     with pytest.raises(ImageError, match="no such file"):
         Session().understand(pipe, tmp_path / "gone.png", 64)
+
+
+def test_session_keeps_the_newest_results(pipe, photo, conditioning):
+    session = Session()
+    output = pipe.generate(conditioning, pipe.default_settings.replace(steps=1, seed=0))
+    for _ in range(30):
+        session.add(photo, output)
+    assert len(session.results) == 24
+    assert session.last.number == 30
+
+
+def test_a_model_that_fails_to_load_says_so_to_everyone():
+    def load():
+        raise BundleError("no weights")
+
+    facts = BundleFacts("x", GenerationSettings(), ("general",))
+    model = Model(facts, load)
+    assert model.state == "loading"
+    for _ in range(2):
+        with pytest.raises(BundleError, match="no weights"):
+            model.get()
+    assert model.state == "failed"
+
+
+def test_facts_are_known_before_the_weights(bundle_folder):
+    facts = BundleFacts.read(bundle_folder)
+    pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)
+    assert facts == BundleFacts.of(pipe)
+    assert facts.styles == ("general", "night")
+
+
+def test_settings_are_shown_but_a_foreign_style_is_refused(bundle_folder):
+    controls = Controls(BundleFacts.read(bundle_folder))
+    with gr.Blocks():
+        controls.build()
+    shown = controls.show(GenerationSettings(steps=3, seed=9), keep_seed=False)
+    assert controls.fields["seed"] not in shown and shown[controls.fields["steps"]] == 3
+    with pytest.raises(ValueError, match="'nir' is not in this bundle, which has general, night"):
+        controls.show(GenerationSettings(style="nir"))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_dropped_result_restores_its_settings(bundle_folder, pipe, conditioning, tmp_path, own):
+    page = Page(Model.ready(pipe))
+    page.build()
+    tab, session, path = page.translate, Session(), tmp_path / "dropped.png"
+    settings = pipe.default_settings.replace(steps=7, seed=11)
+    output = pipe.generate(conditioning, settings)
+    output.save(path) if own else output.image.save(path)
+    changes = tab.restore.receive({"photo": str(path), "session": session})
+    assert session.restored is own
+    if own:
+        assert changes[tab.photo] is None and changes[tab.settings["steps"]] == 7
+        assert changes[tab.settings["seed"]] == 11 and changes[tab.caption] == output.caption
+    else:
+        assert tab.photo not in changes

@@ -12,7 +12,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from diffv2ir.imaging import read_metadata
+from diffv2ir.metadata import restore
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
 from diffv2ir.ui import batch as batch_tab
@@ -83,7 +83,7 @@ def test_batch_gives_a_zip_and_reports_the_broken_file(client, photos, photo, tm
     assert names == ["results.csv", "street_ir.png", "street_map.png", "tree_ir.png", "tree_map.png"]
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
     assert Image.open(tmp_path / "all" / "tree_ir.png").size == photo.size
-    assert read_metadata(tmp_path / "all" / "street_ir.png")["seed"] == 3
+    assert restore(tmp_path / "all" / "street_ir.png").settings.to_dict()["seed"] == 3
     assert "/" not in rows[1]["error"]
 
 
@@ -92,7 +92,7 @@ def test_batch_uses_the_settings_of_the_page(client, photos, tmp_path):
     with zipfile.ZipFile(archive) as opened:
         assert sorted(opened.namelist()) == ["results.csv", "street_ir.png"]
         opened.extractall(tmp_path)
-    settings = read_metadata(tmp_path / "street_ir.png")
+    settings = restore(tmp_path / "street_ir.png").settings.to_dict()
     assert settings["style"] == "night" and settings["seed"] != 3
 
 

@@ -46,7 +46,7 @@ class AutoencoderConfig:
     crop: int = 80
     latent_noise: float = 0.05
     visible_share: float = 0.4
-    map_share: float = 0.2
+    map_share: float = 0.3
     saturation: float = 2.0
     statistics_images: int = 128
 

@@ -6,7 +6,8 @@ import dataclasses
 import html
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,11 +29,13 @@ def field_of(name: str) -> Mapping[str, Any]:
 
 
 def by_name(
-    method: Callable[[dict[str, Any]], Any], inputs: Mapping[str, gr.components.Component]
+    method: Callable[[dict[str, Any]], Any], inputs: Mapping[str, gr.components.Component], optional: Sequence[str] = ()
 ) -> Callable[..., Any]:
     """`method`, which takes a dict of values by name, as Gradio calls it: with the values of `inputs` in their order.
 
-    The names are also those of the API. Errors are told as `told_to_the_user` does it. `method` may be a generator.
+    The names are also those of the API, where a program may leave out those that are `optional`, the last ones, which
+    are then None, and those whose component has a value. Errors are told as `told_to_the_user` does it. `method` may be
+    a generator.
     """
     names = list(inputs)
 
@@ -49,7 +52,12 @@ def by_name(
                 return method(dict(zip(names, values, strict=True)))
 
     parameter = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    handle.__signature__ = inspect.Signature([inspect.Parameter(name, parameter) for name in names])
+    handle.__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(name, parameter, default=None if name in optional else inspect.Parameter.empty)
+            for name in names
+        ]
+    )
     handle.__doc__ = method.__doc__
     return handle
 
@@ -68,8 +76,13 @@ def told_to_the_user():
         raise gr.Error(_OUR_FAULT, print_exception=False) from error
 
 
+# Folders before a file's name.
+_FOLDERS = re.compile(r"(?<![\w.])(?:/[^/\s:'\"]+)+/(?=[^/\s])")
+
+
 def sentence(text: str) -> str:
-    """`text` with a capital first letter and a full stop."""
+    """`text` with a capital first letter and a full stop, and files by their names, without the server's folders."""
+    text = _FOLDERS.sub("", text)
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """What the page shows before the weights are there."""
+    """What the page shows before the weights are there.
+
+    Attributes:
+        trained_on: data sets named by the bundle's model card; "" if it names none.
+    """
 
     name: str
     defaults: GenerationSettings
     styles: tuple[str, ...]
+    trained_on: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> BundleFacts:
@@ -35,11 +41,12 @@ class BundleFacts:
         index = json.loads((folder / bundle.INDEX).read_text(encoding="utf-8"))
         styles = dict.fromkeys([GENERAL_STYLE, *(index.get("styles") or [])])
         defaults = GenerationSettings.from_dict(index.get("defaults") or {})
-        return cls(index.get("name") or folder.name, defaults, tuple(styles))
+        return cls(index.get("name") or folder.name, defaults, tuple(styles), _datasets(folder / "README.md"))
 
     @classmethod
     def of(cls, pipe: DiffV2IRPipeline) -> BundleFacts:
-        return cls(pipe.config.name, pipe.default_settings, tuple(pipe.styles))
+        trained_on = _datasets(pipe.folder / "README.md") if pipe.folder else ""
+        return cls(pipe.config.name, pipe.default_settings, tuple(pipe.styles), trained_on)
 
 
 class Model:
@@ -95,3 +102,12 @@ class Model:
             self._error = error
         finally:
             self._ready.set()
+
+
+def _datasets(card: Path) -> str:
+    """The `datasets` line of a model card's front matter, as "a, b and c"."""
+    if not card.is_file():
+        return ""
+    found = re.search(r"^datasets: *\[(.*)\]$", card.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    names = [name.strip(" '\"") for name in found.group(1).split(",")] if found else []
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

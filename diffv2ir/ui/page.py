@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import logging
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from diffv2ir.ui.api import Api
 from diffv2ir.ui.batch import BatchTab
+from diffv2ir.ui.history import HistoryTab
 from diffv2ir.ui.model import Model
 from diffv2ir.ui.session import Session
 from diffv2ir.ui.translate import TranslateTab
@@ -15,11 +19,26 @@ from diffv2ir.ui.video import VideoTab
 if TYPE_CHECKING:
     from diffv2ir.pipeline import DiffV2IRPipeline
 
+logger = logging.getLogger(__name__)
+
 _INTRODUCTION = """
 # DiffV2IR: from a colour photo to an infrared picture
 
 Drop a photo. The model describes it in words, cuts it into regions, and paints the infrared picture from all three.
-What you see is a plausible infrared picture, not a measurement of temperature.
+"""
+
+_NOTICES = {
+    "loading": "⏳ The model is loading, which takes some seconds. You can choose a photo already.",
+    "failed": "⚠️ The model could not be loaded; the server's log says why. Please try again later.",
+}
+
+_SHORTCUTS = """
+document.addEventListener("keydown", (event) => {
+    const runs = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+    const id = runs ? "translate" : event.key === "Escape" ? "stop" : "";
+    const button = id && document.getElementById(id);
+    if (button) { event.preventDefault(); button.click(); }
+});
 """
 
 # Only fonts that every machine has: the page works without a network.
@@ -28,14 +47,20 @@ _MONOSPACE = ["ui-monospace", "Consolas", "monospace"]
 
 _CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
-.status { min-height: 3.2em; line-height: 1.6; }
+.notice, .honest { font-size: 0.95rem; line-height: 1.5; }
+.status { min-height: 3.4em; line-height: 1.6; }
 .status progress { width: 100%; height: 0.6em; accent-color: var(--color-accent); }
+.chips-label { margin: 0; font-size: 0.95rem; }
+.chips button, .wraps { white-space: normal; }
+.colour-bar { display: flex; align-items: center; gap: 0.6em; font-size: 0.9rem; }
+.colour-bar > div { flex: 1; height: 1em; border-radius: 0.3em; border: 1px solid var(--border-color-primary); }
 """
 
 LAUNCH_OPTIONS: dict[str, Any] = dict(
     theme=gr.themes.Soft(primary_hue="orange", font=_FONTS, font_mono=_MONOSPACE),
     css=_CSS,
-    footer_links=["api"],
+    js=f"() => {{{_SHORTCUTS}}}",
+    footer_links=["api", "settings"],
     max_file_size="64mb",
     ssr_mode=False,
 )
@@ -55,7 +80,7 @@ class Page:
 
     def __init__(self, model: Model):
         self.model, self.facts = model, model.facts
-        self.translate = TranslateTab(self)
+        self.translate, self.history, self.api = TranslateTab(self), HistoryTab(self), Api(self)
 
     @property
     def pipe(self) -> DiffV2IRPipeline:
@@ -63,17 +88,42 @@ class Page:
         return self.model.get()
 
     def build(self) -> gr.Blocks:
-        tabs = {"Translate": self.translate, "Batch": BatchTab(self), "Video": VideoTab(self)}
+        tabs = {"Translate": self.translate, "Batch": BatchTab(self), "Video": VideoTab(self), "History": self.history}
         with gr.Blocks(title="DiffV2IR", delete_cache=(_SESSION_SECONDS, _SESSION_SECONDS)) as demo:
             self.session = gr.State(Session, time_to_live=_SESSION_SECONDS)
             gr.Markdown(_INTRODUCTION)
+            notice = gr.HTML(self._notice, elem_classes="notice")
             with gr.Tabs() as self.tabs:
                 for name, tab in tabs.items():
                     with gr.Tab(name, id=name.lower()):
                         tab.build()
-            for tab in tabs.values():
-                tab.connect()
+            gr.HTML(self._honest_line(), elem_classes="honest")
+            self.api.build()
+            for part in (*tabs.values(), self.api):
+                part.connect()
+            # One look when the model is there: the notice goes away by itself.
+            demo.load(self._when_loaded, None, notice, queue=False, api_visibility="private", show_progress="hidden")
         return demo.queue(max_size=_QUEUE_LENGTH)
+
+    def _notice(self) -> str:
+        text = _NOTICES.get(self.model.state, "")
+        return f'<div role="status" aria-live="polite">{text}</div>' if text else ""
+
+    def _when_loaded(self) -> str:
+        try:
+            self.model.get()
+        except Exception:
+            logger.debug("told on the page", exc_info=True)  # whoever started the loading logs it
+        return self._notice()
+
+    def _honest_line(self) -> str:
+        facts = self.facts
+        trained = f", trained on {html.escape(facts.trained_on)}" if facts.trained_on else ""
+        return (
+            "<p>What you see is a <strong>plausible</strong> infrared picture, not a measurement of temperature. "
+            f"Made by the bundle <strong>{html.escape(facts.name)}</strong>{trained}. "
+            "Saved files say that they are generated.</p>"
+        )
 
 
 def build_demo(model: Model) -> gr.Blocks:

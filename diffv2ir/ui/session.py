@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -13,7 +13,10 @@ from diffv2ir import imaging
 from diffv2ir.imaging import ImageSource
 
 if TYPE_CHECKING:
-    from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
+    from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline, Output
+
+# Results that a session keeps: each holds its photo and pictures in memory.
+_RESULTS = 24
 
 
 class BoundedCache:
@@ -38,8 +41,17 @@ class BoundedCache:
         return self._entries[key]
 
 
+@dataclass(frozen=True)
+class Result:
+    """A picture of this session: its number, counted from 1, its photo (RGB, upright), and how it came about."""
+
+    number: int
+    photo: Image.Image
+    output: Output
+
+
 class Session:
-    """The understanding of the last photos, and whether the running work should stop.
+    """The understanding of the last photos, the last results, and whether the running work should stop.
 
     A photo's caption and segmentation map are made once (`understand`); a changed caption, map or resolution costs a
     text embedding and an encoding (`condition`).
@@ -47,8 +59,22 @@ class Session:
 
     def __init__(self, capacity: int = 8):
         self.cancelled = False
+        self.restored = False
+        self.results: deque[Result] = deque(maxlen=_RESULTS)
         self._understood = BoundedCache(capacity)
         self._conditioned = BoundedCache(capacity)
+        self._count = 0
+
+    def add(self, photo: Image.Image, output: Output) -> Result:
+        """Keep a result; the oldest goes when there are too many."""
+        self._count += 1
+        self.results.append(Result(self._count, photo, output))
+        return self.results[-1]
+
+    @property
+    def last(self) -> Result | None:
+        """The newest result."""
+        return self.results[-1] if self.results else None
 
     def understand(self, pipe: DiffV2IRPipeline, photo: ImageSource, resolution: int) -> Conditioning:
         """The photo with the caption and the map of the bundle's own models.
@@ -57,31 +83,34 @@ class Session:
             ImageError: the photo cannot be used.
         """
         image = imaging.open_image(photo)
-        return self._understand(pipe, image, _content(image), resolution)
+        return self._understand(pipe, image, imaging.content_hash(image), resolution)
 
     def condition(
-        self, pipe: DiffV2IRPipeline, photo: ImageSource, caption: str, use_map: bool, resolution: int
+        self,
+        pipe: DiffV2IRPipeline,
+        photo: ImageSource,
+        caption: str | None,
+        use_map: bool,
+        resolution: int,
+        own_map: ImageSource | None = None,
     ) -> Conditioning:
-        """The photo with a given caption ("" = none), with or without its map.
+        """The photo with a given caption ("" = none, None = the model's), with the model's map, `own_map`, or none.
 
         Raises:
-            ImageError: the photo cannot be used.
+            ImageError: the photo or the map cannot be used.
         """
         image = imaging.open_image(photo)
-        key = _content(image)
+        key = imaging.content_hash(image)
         understood = self._understand(pipe, image, key, resolution)
-        caption = " ".join(caption.split())
-        if (caption, use_map, resolution) == (understood.caption, True, understood.resolution):
+        caption = understood.caption if caption is None else " ".join(caption.split())
+        drawn = imaging.open_image(own_map) if use_map and own_map is not None else None
+        if drawn is None and (caption, use_map, resolution) == (understood.caption, True, understood.resolution):
             return understood
-        segmentation = understood.segmentation if use_map else False
+        segmentation = (drawn or understood.segmentation) if use_map else False
         return self._conditioned.get(
-            (key, caption, use_map, resolution), lambda: pipe.prepare(image, caption, segmentation, resolution)
+            (key, caption, use_map and (drawn is None or imaging.content_hash(drawn)), resolution),
+            lambda: pipe.prepare(image, caption, segmentation, resolution),
         )
 
     def _understand(self, pipe: DiffV2IRPipeline, image: Image.Image, key: str, resolution: int) -> Conditioning:
         return self._understood.get(key, lambda: pipe.prepare(image, resolution=resolution))
-
-
-def _content(image: Image.Image) -> str:
-    """SHA-256 of size and pixels."""
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()

@@ -1,0 +1,110 @@
+"""The settings as components: presets with their cost, the scales of Eq. 2, sampling, style and seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from diffv2ir.settings import GENERAL_STYLE, PRESETS, GenerationSettings
+from diffv2ir.ui.common import field_of
+from diffv2ir.ui.model import BundleFacts
+
+SCALES = ("visible_scale", "segmentation_scale", "text_scale")
+_OWN = "bundle"
+
+
+class Controls:
+    """Components of `GenerationSettings`, by field, and what is asked beside them.
+
+    Attributes:
+        fields: component by field of `GenerationSettings`.
+        new_seed: whether each run draws a new seed.
+    """
+
+    def __init__(self, facts: BundleFacts):
+        self.facts, self.defaults = facts, facts.defaults
+        self.fields: dict[str, gr.components.Component] = {}
+
+    def build(self) -> None:
+        self.preset = gr.Radio(
+            self._preset_choices(), value=_OWN, label="Preset", info="Each tells how often it evaluates the UNet."
+        )
+        with gr.Row():
+            for name in (*SCALES, "steps"):
+                self._slider(name)
+        with gr.Row():
+            if len(self.facts.styles) > 1:
+                field = field_of("style")
+                self.fields["style"] = gr.Radio(
+                    list(self.facts.styles), value=self.defaults.style, label=field["label"], info=field["help"]
+                )
+            field = field_of("sampler")
+            self.fields["sampler"] = gr.Dropdown(
+                list(field["choices"]), value=self.defaults.sampler, label=field["label"], info=field["help"]
+            )
+            self._slider("resolution")
+        with gr.Row():
+            field = field_of("seed")
+            self.fields["seed"] = gr.Number(
+                value=self.defaults.seed or 0,
+                precision=0,
+                minimum=field["minimum"],
+                maximum=field["limit"],
+                label=field["label"],
+                info="Start of the random noise: the same seed gives the same picture.",
+            )
+            self.new_seed = gr.Checkbox(False, label="Draw a new seed each time", info="The seed used is always shown.")
+
+    def connect(self) -> None:
+        names = list(self.fields)
+        self.preset.input(
+            self._apply_preset, self.preset, [self.fields[name] for name in names], api_visibility="private"
+        )
+
+    def read(self, data: dict[str, Any]) -> GenerationSettings:
+        """The settings among a handler's values; a new seed is drawn where `data["new_seed"]` says so."""
+        values = {name: data[name] for name in self.fields}
+        if data.get("new_seed"):
+            values["seed"] = None
+        return self.defaults.replace(**{"style": GENERAL_STYLE, **values})
+
+    def show(self, settings: GenerationSettings, keep_seed: bool = True) -> dict[gr.components.Component, Any]:
+        """Updates that put `settings` into the components.
+
+        Raises:
+            ValueError: a style that this bundle does not have.
+        """
+        if settings.style not in self.facts.styles:
+            raise ValueError(
+                f"style {settings.style!r} is not in this bundle, which has {', '.join(self.facts.styles)}"
+            )
+        wanted = [name for name in self.fields if keep_seed or name != "seed"]
+        return {self.fields[name]: getattr(settings, name) for name in wanted if getattr(settings, name) is not None}
+
+    def _preset_choices(self) -> list[tuple[str, str]]:
+        choices = [(_cost("Of this bundle", self.defaults), _OWN)]
+        return choices + [(_cost(name.capitalize(), self.defaults.replace(**PRESETS[name])), name) for name in PRESETS]
+
+    def _apply_preset(self, name: str) -> list[Any]:
+        changes = PRESETS.get(name, {})
+        shown = ("sampler", "steps", *SCALES)
+        settings = self.defaults.replace(**changes)
+        return [getattr(settings, field) if field in shown else gr.skip() for field in self.fields]
+
+    def _slider(self, name: str) -> None:
+        field = field_of(name)
+        # A bundle's default may lie outside of a comfortable slider; the slider then reaches to it.
+        value = getattr(self.defaults, name)
+        self.fields[name] = gr.Slider(
+            min(field["minimum"], value),
+            max(field["maximum"], value),
+            value=value,
+            step=field["step"],
+            label=field["label"],
+            info=field["help"],
+        )
+
+
+def _cost(label: str, settings: GenerationSettings) -> str:
+    return f"{label} · {settings.evaluations} evaluation{'s' * (settings.evaluations != 1)}"

@@ -1,0 +1,219 @@
+"""The page in a real browser: what a person sees and does. Screenshots go to `screenshots/`.
+
+Needs Debian's Chromium and Playwright; without them these tests are skipped, unless DIFFV2IR_REQUIRE_BROWSER is set.
+"""
+
+import io
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from make_data import draw_scene
+from PIL import Image
+
+from diffv2ir.pipeline import DiffV2IRPipeline
+from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+REQUIRED = bool(os.environ.get("DIFFV2IR_REQUIRE_BROWSER"))
+SCREENSHOTS = Path(__file__).resolve().parent.parent / "screenshots"
+SECONDS = 1000
+
+if REQUIRED:
+    from playwright import sync_api as playwright
+else:
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed", allow_module_level=True)
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(bundle_folder):
+    pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)
+    demo = build_demo(Model.ready(pipe))
+    demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
+    yield demo.local_url, pipe
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, served):
+    yield from open_page(browser, served[0])
+
+
+def open_page(browser, url, width=1280, height=1100, **options):
+    context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **options)
+    context.set_default_timeout(60 * SECONDS)
+    page = context.new_page()
+    page.goto(url)
+    page.get_by_role("button", name="Translate", exact=True).wait_for()
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    paths = []
+    for number in range(3):
+        paths.append(tmp_path / f"scene{number}.png")
+        draw_scene(number)[0].save(paths[-1])
+    return paths
+
+
+def shoot(page, name: str) -> None:
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+
+def wait_for_status(page, pattern: str) -> str:
+    """The status line once it matches."""
+    handle = page.wait_for_function(
+        "(pattern) => { const line = document.querySelector('.status [role=status]').innerText;"
+        " return RegExp(pattern).test(line) && line; }",
+        arg=pattern,
+    )
+    return handle.json_value()
+
+
+def upload(page, path) -> str:
+    page.locator("#photo input[type=file]").first.set_input_files(str(path))
+    return wait_for_status(page, "^Done")
+
+
+def unfold(page, name: str) -> None:
+    page.get_by_role("button", name=name).click()
+
+
+def set_number(page, label: str, value) -> None:
+    """Type into the number field of a slider."""
+    box = page.get_by_role("spinbutton", name=re.compile(re.escape(label))).first
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def picture(page, label: str) -> Image.Image:
+    """The picture in the field of this label, as the browser got it."""
+    source = page.locator(".block", has=page.get_by_text(label, exact=True)).locator("img").first.get_attribute("src")
+    return Image.open(io.BytesIO(page.request.get(source).body()))
+
+
+def test_upload_gives_caption_map_and_picture(page, photos):
+    assert re.search(r"Seed \d+, style general", upload(page, photos[0]))
+    assert page.get_by_label("Caption", exact=True).input_value()
+    size = Image.open(photos[0]).size
+    assert picture(page, "Segmentation map").size == size
+    assert picture(page, "Infrared").size == size
+    assert page.locator("#viewer img").count() >= 2
+    shoot(page, "desktop")
+
+
+def test_a_slider_does_not_caption_again(page, served, photos, monkeypatch):
+    upload(page, photos[1])
+    asked = []
+    generate = served[1].captioner.generate
+    monkeypatch.setattr(served[1].captioner, "generate", lambda *a, **k: asked.append(1) or generate(*a, **k))
+    unfold(page, "Guidance, sampling and style")
+    before = picture(page, "Infrared").tobytes()
+    set_number(page, "Visible scale", 4)
+    page.get_by_role("button", name="Translate", exact=True).click()
+    wait_for_status(page, "16 evaluations")  # four branches, where it had been three
+    assert not asked
+    assert picture(page, "Infrared").tobytes() != before
+
+
+def test_stop_keeps_what_was_reached(page, photos):
+    upload(page, photos[0])
+    unfold(page, "Guidance, sampling and style")
+    set_number(page, "Steps", 200)
+    page.keyboard.press("Control+Enter")
+    wait_for_status(page, "Step")
+    page.keyboard.press("Escape")
+    assert re.search(r"^Stopped after step \d+ of 200", wait_for_status(page, "^Stopped"))
+    assert picture(page, "Infrared").size == Image.open(photos[0]).size
+
+
+def test_a_saved_picture_restores_its_settings(page, photos, tmp_path):
+    upload(page, photos[0])
+    unfold(page, "Guidance, sampling and style")
+    set_number(page, "Visible scale", 3)
+    page.get_by_label("Caption", exact=True).fill("a tall tree")
+    page.get_by_role("button", name="Translate", exact=True).click()
+    page.locator(".caption-used textarea").filter(has_text="").wait_for()
+    page.wait_for_function("() => document.querySelector('.caption-used textarea').value === 'a tall tree'")
+    image = page.locator(".block", has=page.get_by_text("Infrared", exact=True)).locator("img").first
+    saved = tmp_path / "result.png"
+    saved.write_bytes(page.request.get(image.get_attribute("src")).body())
+    page.reload()
+    page.locator("#photo input[type=file]").first.set_input_files(str(saved))
+    wait_for_status(page, "restored")
+    assert page.get_by_label("Caption", exact=True).input_value() == "a tall tree"
+    unfold(page, "Guidance, sampling and style")
+    assert page.get_by_role("spinbutton", name=re.compile("Visible scale")).first.input_value() == "3"
+
+
+def test_the_view_is_switched(page, photos):
+    upload(page, photos[2])
+    for view in ("Palette", "Segmentation", "Visible"):
+        before = page.locator("#viewer img").last.get_attribute("src")
+        page.get_by_role("radio", name=view).check()
+        page.wait_for_function(
+            "(before) => [...document.querySelectorAll('#viewer img')].pop().src !== before",
+            arg=page.locator("#viewer img").last.evaluate("image => image.src") if before else "",
+        )
+        shoot(page, f"view-{view.lower()}")
+
+
+@pytest.mark.parametrize("name, width, scheme", [("phone", 390, "light"), ("phone-dark", 390, "dark")])
+def test_it_fits_a_phone(browser, served, photos, name, width, scheme):
+    for page in open_page(browser, f"{served[0]}?__theme={scheme}", width, 844, is_mobile=True, has_touch=True):
+        upload(page, photos[0])
+        shoot(page, name)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        button = page.get_by_role("button", name="Translate", exact=True).bounding_box()
+        assert button["x"] >= 0 and button["x"] + button["width"] <= width
+
+
+def test_dark_theme_is_dark(browser, served):
+    for page in open_page(browser, f"{served[0]}?__theme=dark"):
+        colour = page.evaluate("getComputedStyle(document.querySelector('.gradio-container')).backgroundColor")
+        assert max(int(value) for value in re.findall(r"\d+", colour)[:3]) < 80
+        shoot(page, "desktop-dark")
+
+
+def test_sessions_do_not_see_each_other(browser, served, photos):
+    for first in open_page(browser, served[0]):
+        for second in open_page(browser, served[0]):
+            upload(first, photos[0])
+            assert second.locator("#viewer img").count() == 0
+            upload(second, photos[1])
+            assert picture(first, "Infrared").tobytes() != picture(second, "Infrared").tobytes()
+            for page in (first, second):
+                page.get_by_role("tab", name="History").click()
+                assert (
+                    page.get_by_role("tabpanel").locator("button.thumbnail-item, .grid-container button").count() == 1
+                )
+
+
+def test_a_broken_file_is_one_sentence(page, tmp_path):
+    broken = tmp_path / "note.png"
+    broken.write_text("not a picture")
+    page.locator("#photo input[type=file]").first.set_input_files(str(broken))
+    message = page.get_by_role("alert").or_(page.locator(".toast-body")).first
+    message.wait_for()
+    assert "not an image" in message.inner_text()
+    assert str(tmp_path) not in message.inner_text()
