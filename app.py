@@ -6,15 +6,22 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
 from diffv2ir.cli import CommandError, add_model_arguments, load_pipeline
 
+_ENVIRONMENT = "DIFFV2IR_"
+
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="DiffV2IR in the browser: colour photo to infrared picture.")
+    parser = argparse.ArgumentParser(
+        description="DiffV2IR in the browser: colour photo to infrared picture.",
+        epilog="Each option is also an environment variable, DIFFV2IR_BUNDLE for --bundle and so on; the option wins.",
+    )
     add_model_arguments(parser)
+    parser.add_argument("--style", help="style that the page starts with (default: the bundle's)")
     on_space = "SPACE_ID" in os.environ
     parser.add_argument(
         "--host",
@@ -22,24 +29,108 @@ def build_parser() -> argparse.ArgumentParser:
         help="address to listen on (default: this machine only; 0.0.0.0 = every network it is in)",
     )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
+    parser.add_argument("--queue-size", type=_positive, default=20, help="people who may wait (default: 20)")
+    parser.add_argument("--max-pixels", type=_positive, default=50_000_000, help="of a photo (default: 50000000)")
+    parser.add_argument(
+        "--concurrency",
+        type=_positive,
+        default=8,
+        help="light requests (views, history, comparisons) served at a time; the model makes one picture at a time, "
+        "and the others wait their turn (default: 8)",
+    )
+    parser.add_argument("--auth-file", type=Path, help="file of lines user:password; only they may enter")
+    parser.add_argument("--mcp", action="store_true", help="offer /translate as an MCP tool (needs gradio[mcp])")
+    _read_environment(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
-        pipe = load_pipeline(options)
+        demo, extras = prepare(options)
     except CommandError as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
-    from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
+    from diffv2ir.ui import serve
 
     try:
-        build_demo(Model.ready(pipe)).launch(server_name=options.host, server_port=options.port, **LAUNCH_OPTIONS)
+        serve(demo, options.host, options.port, share=options.share, mcp_server=options.mcp, **extras)
     except OSError as error:
         print(f"app.py: cannot listen on {options.host}, port {options.port or '7860-7959'}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def prepare(options: argparse.Namespace):
+    """The page for these options, and what else its launch needs. The model loads meanwhile.
+
+    Raises:
+        CommandError: no such bundle, style or file of users.
+    """
+    from diffv2ir import bundle, imaging
+    from diffv2ir.ui import BundleFacts, Model, build_demo
+
+    users = read_users(options.auth_file) if options.auth_file else None
+    if options.mcp:
+        _require_mcp()
+    imaging.limit_pixels(options.max_pixels)
+    try:
+        facts = BundleFacts.read(bundle.resolve(options.bundle))
+        if options.style:
+            facts = facts.starting_with(options.style)
+    except (bundle.BundleError, ValueError, OSError) as error:
+        raise CommandError(error) from error
+    model = Model(facts, lambda: load_pipeline(options))
+    demo = build_demo(model.start(), options.queue_size, options.concurrency)
+    return demo, {"auth": users} if users else {}
+
+
+def read_users(path: Path) -> list[tuple[str, str]]:
+    """User and password of each line `user:password`; empty lines and lines that begin with # are left out.
+
+    Raises:
+        CommandError: no such file, a line of another form, or no user at all.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"--auth-file {path} cannot be read: {error}") from error
+    users = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        user, separator, password = line.strip().partition(":")
+        if not (user and separator and password):
+            raise CommandError(f"--auth-file {path}, line {number}: expected user:password")
+        users.append((user, password))
+    if not users:
+        raise CommandError(f"--auth-file {path} names no user; write lines user:password")
+    return users
+
+
+def _require_mcp() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("mcp") is None:
+        raise CommandError('--mcp needs the package mcp: pip install "gradio[mcp]"')
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _read_environment(parser: argparse.ArgumentParser) -> None:
+    """Environment variables as defaults; a string default is checked like an argument."""
+    for action in parser._actions:
+        value = os.environ.get(_ENVIRONMENT + action.dest.upper())
+        if value is None:
+            continue
+        flag = isinstance(action, argparse._StoreTrueAction)
+        parser.set_defaults(**{action.dest: value.lower() in ("1", "true", "yes", "on") if flag else value})
 
 
 if __name__ == "__main__":

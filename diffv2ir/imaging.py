@@ -22,11 +22,20 @@ _DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexE
 
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
+# Of a photo that is opened. Pillow's own limit, beyond which it refuses, is twice its warning at 89 million.
+_max_pixels = 178_956_970
+
 ImageSource = Image.Image | np.ndarray | str | os.PathLike
 
 
 class ImageError(ValueError):
     """An image that cannot be read or used; says which and why."""
+
+
+def limit_pixels(pixels: int) -> None:
+    """Refuse larger photos from now on, before they are decoded."""
+    global _max_pixels
+    _max_pixels = pixels
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -50,6 +59,11 @@ def open_image(source: ImageSource) -> Image.Image:
         if not path.is_file():
             raise ImageError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
         with Image.open(path) as image:
+            if image.width * image.height > _max_pixels:
+                raise ImageError(
+                    f"{path}: has {image.width}x{image.height} pixels, more than the {_max_pixels:,} that are allowed; "
+                    "make it smaller"
+                )
             return _upright_rgb(image, str(path))
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image, or of an unknown format") from None

@@ -2,5 +2,6 @@
 
 from diffv2ir.ui.model import BundleFacts, Model
 from diffv2ir.ui.page import LAUNCH_OPTIONS, build_demo
+from diffv2ir.ui.server import serve
 
-__all__ = ["LAUNCH_OPTIONS", "BundleFacts", "Model", "build_demo"]
+__all__ = ["LAUNCH_OPTIONS", "BundleFacts", "Model", "build_demo", "serve"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import re
 import threading
 from collections.abc import Callable
@@ -15,6 +17,8 @@ from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 
 if TYPE_CHECKING:
     from diffv2ir.pipeline import DiffV2IRPipeline
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,16 @@ class BundleFacts:
     def of(cls, pipe: DiffV2IRPipeline) -> BundleFacts:
         trained_on = _datasets(pipe.folder / "README.md") if pipe.folder else ""
         return cls(pipe.config.name, pipe.default_settings, tuple(pipe.styles), trained_on)
+
+    def starting_with(self, style: str) -> BundleFacts:
+        """The same with another default style.
+
+        Raises:
+            ValueError: the bundle does not have it.
+        """
+        if style not in self.styles:
+            raise ValueError(f"style must be one of {', '.join(self.styles)}, got {style!r}")
+        return dataclasses.replace(self, defaults=self.defaults.replace(style=style))
 
 
 class Model:
@@ -99,6 +113,7 @@ class Model:
         try:
             self._pipe = self._load()
         except BaseException as error:
+            logger.exception("the model could not be loaded")
             self._error = error
         finally:
             self._ready.set()

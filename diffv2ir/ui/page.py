@@ -65,7 +65,6 @@ LAUNCH_OPTIONS: dict[str, Any] = dict(
     ssr_mode=False,
 )
 
-_QUEUE_LENGTH = 20
 _SESSION_SECONDS = 3600
 
 
@@ -103,7 +102,7 @@ class Page:
                 part.connect()
             # One look when the model is there: the notice goes away by itself.
             demo.load(self._when_loaded, None, notice, queue=False, api_visibility="private", show_progress="hidden")
-        return demo.queue(max_size=_QUEUE_LENGTH)
+        return demo
 
     def _notice(self) -> str:
         text = _NOTICES.get(self.model.state, "")
@@ -126,6 +125,14 @@ class Page:
         )
 
 
-def build_demo(model: Model) -> gr.Blocks:
-    """The page for a model; launch it with `**LAUNCH_OPTIONS`."""
-    return Page(model).build()
+def build_demo(model: Model, queue_size: int = 20, concurrency: int = 8) -> gr.Blocks:
+    """The page for a model; launch it with `**LAUNCH_OPTIONS`, or `serve` it.
+
+    Args:
+        queue_size: people who may wait; the next one is told to come back later.
+        concurrency: light requests served at a time; the model makes one picture at a time.
+    """
+    page = Page(model)
+    demo = page.build().queue(max_size=queue_size, default_concurrency_limit=concurrency)
+    demo.model = model
+    return demo

@@ -43,7 +43,9 @@ class VideoTab:
         )
         with gr.Row(equal_height=True):
             self.clip = gr.Video(label="Clip", sources=["upload"], height=320)
-            self.preview = gr.Image(label="Frame", interactive=False, format="png", height=320)
+            self.preview = gr.Image(
+                label="Frame", interactive=False, format="png", buttons=["download", "fullscreen"], height=320
+            )
             self.film = gr.Video(label="Infrared clip", interactive=False, height=320)
         self.status = gr.HTML(status(_HINT), elem_classes="status")
         with gr.Row(equal_height=True):

@@ -1,0 +1,123 @@
+"""The server: options and their environment variables, health, users, limits."""
+
+import importlib
+import json
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+from PIL import Image
+
+import app
+from diffv2ir import imaging
+from diffv2ir.cli import CommandError
+from diffv2ir.imaging import ImageError, limit_pixels, open_image
+from diffv2ir.pipeline import DiffV2IRPipeline
+from diffv2ir.settings import GenerationSettings
+from diffv2ir.ui import BundleFacts, Model, build_demo, serve
+
+
+@pytest.fixture(autouse=True)
+def same_limit_afterwards(monkeypatch):
+    monkeypatch.setattr(imaging, "_max_pixels", imaging._max_pixels)
+
+
+def test_options_come_from_the_environment_and_the_flag_wins(monkeypatch):
+    for name, value in (("PORT", "9000"), ("QUEUE_SIZE", "3"), ("SHARE", "true"), ("BUNDLE", "x"), ("MCP", "0")):
+        monkeypatch.setenv("DIFFV2IR_" + name, value)
+    options = app.build_parser().parse_args(["--port", "9001"])
+    assert (options.port, options.queue_size, options.share, options.bundle) == (9001, 3, True, "x")
+    assert options.mcp is False
+
+
+@pytest.mark.parametrize("name, value", [("PORT", "many"), ("QUEUE_SIZE", "0")])
+def test_a_bad_variable_is_refused_like_a_bad_option(monkeypatch, capsys, name, value):
+    monkeypatch.setenv("DIFFV2IR_" + name, value)
+    with pytest.raises(SystemExit):
+        app.build_parser().parse_args([])
+    assert "--" + name.lower().replace("_", "-") in capsys.readouterr().err
+
+
+def test_it_listens_to_this_machine_only_but_on_a_space(monkeypatch):
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert app.build_parser().parse_args([]).host == "127.0.0.1"
+    monkeypatch.setenv("SPACE_ID", "a/b")
+    assert app.build_parser().parse_args([]).host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [(["--bundle", "/nowhere"], "no such folder"), (["--style", "nir"], "general, night, got 'nir'"),
+     (["--auth-file", "/nowhere"], "--auth-file /nowhere cannot be read")],
+)  # fmt: skip
+def test_what_cannot_be_served_is_one_line(bundle_folder, capsys, arguments, words):
+    assert app.main(["--bundle", str(bundle_folder), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_users(tmp_path):
+    path = tmp_path / "users"
+    path.write_text("# who may enter\nann:secret:with colon\n\nbob:x\n")
+    assert app.read_users(path) == [("ann", "secret:with colon"), ("bob", "x")]
+    for text, words in (("ann\n", "line 1: expected user:password"), ("\n", "names no user")):
+        path.write_text(text)
+        with pytest.raises(CommandError, match=words):
+            app.read_users(path)
+
+
+def health(url):
+    try:
+        with urllib.request.urlopen(url + "health") as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_health_tells_whether_the_model_is_there(bundle_folder):
+    go = threading.Event()
+
+    def load():
+        go.wait(60)
+        return DiffV2IRPipeline.from_pretrained(bundle_folder)
+
+    model = Model(BundleFacts.read(bundle_folder), load).start()
+    demo = serve(build_demo(model), "127.0.0.1", None, wait=False, quiet=True)
+    try:
+        status, answer = health(demo.local_url)
+        assert status == 503 and answer["state"] == "loading" and answer["bundle"] == "mini"
+        with urllib.request.urlopen(demo.local_url) as page:  # the page is up before the model
+            assert page.status == 200
+        go.set()
+        model.get()
+        assert health(demo.local_url)[0] == 200
+    finally:
+        go.set()
+        demo.close()
+
+
+def test_health_of_a_model_that_failed():
+    def load():
+        raise OSError("disk")
+
+    model = Model(BundleFacts("x", GenerationSettings(), ("general",)), load)
+    demo = serve(build_demo(model), "127.0.0.1", None, wait=False, quiet=True)
+    try:
+        with pytest.raises(OSError, match="disk"):
+            model.get()
+        assert health(demo.local_url) == (
+            503,
+            {"state": "failed", "bundle": "x", "version": importlib.import_module("diffv2ir").__version__},
+        )
+    finally:
+        demo.close()
+
+
+def test_large_photos_are_refused_with_the_limit(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    limit_pixels(1200)
+    assert open_image(tmp_path / "a.png").size == (40, 30)
+    limit_pixels(1199)
+    with pytest.raises(ImageError, match="40x30 pixels, more than the 1,199"):
+        open_image(tmp_path / "a.png")
