@@ -55,8 +55,15 @@ class BatchTab:
                 self.stop_button = gr.Button("Stop", variant="stop")
         self.status = gr.HTML(status(_HINT), elem_classes="status")
         self.zip = gr.File(label="All results (zip): pictures, maps, results.csv", interactive=False)
+        # In percent: columns as wide as their longest cell would make the page wider than a phone.
         self.table = gr.Dataframe(
-            headers=_HEADERS, datatype="str", label="Photos", interactive=False, wrap=True, max_height=320
+            headers=_HEADERS,
+            datatype="str",
+            label="Photos",
+            interactive=False,
+            wrap=True,
+            max_height=320,
+            column_widths=["25%", "30%", "27%", "18%"],
         )
         self.gallery = gr.Gallery(label=f"The newest {_GALLERY} results", columns=4, interactive=False, format="png")
 
