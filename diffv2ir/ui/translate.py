@@ -89,10 +89,14 @@ class TranslateTab:
 
     def _build_examples(self) -> None:
         photos = example_photos(self.page.facts.styles)
-        self.examples = gr.Gallery(
-            [path for path, _ in photos], label="Examples", columns=6, height=96, object_fit="cover",
-            allow_preview=False, interactive=False, buttons=[], visible=bool(photos),
-        )  # fmt: skip
+        self.examples = gr.Dataset(
+            components=[self.photo],
+            samples=[[path] for path, _ in photos],
+            type="index",
+            label="Examples",
+            layout="gallery",
+            visible=bool(photos),
+        )
         self._example_photos = photos
 
     def connect(self) -> None:
@@ -127,9 +131,9 @@ class TranslateTab:
             api_visibility="private",
         )
         received.success(**understand).success(**self.run)
-        chosen = self.examples.select(
+        chosen = self.examples.click(
             self._example,
-            None,
+            self.examples,
             [self.photo, self.caption, *self.settings.values()],
             show_progress="hidden",
             api_visibility="private",
@@ -148,8 +152,8 @@ class TranslateTab:
         self.tuning.connect()
         self.restore.connect()
 
-    def _example(self, event: gr.SelectData) -> Changes:
-        photo, style = self._example_photos[event.index]
+    def _example(self, number: int) -> Changes:
+        photo, style = self._example_photos[number]
         return {self.photo: photo, **self.controls.show(self.page.facts.defaults.replace(style=style))}
 
     def read_settings(self, data: dict[str, Any]) -> GenerationSettings:
