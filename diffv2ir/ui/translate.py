@@ -19,6 +19,7 @@ from diffv2ir.ui.restore import Restore
 from diffv2ir.ui.session import Result, Session
 from diffv2ir.ui.stream import Step, stream
 from diffv2ir.ui.tuning import Tuning
+from diffv2ir.ui.upload import Upload
 from diffv2ir.ui.viewer import Viewer
 from diffv2ir.vlum.prompt import HEAT_PHRASES, with_phrase
 
@@ -64,16 +65,12 @@ class TranslateTab:
             with gr.Row():
                 self.use_map = gr.Checkbox(True, label="Use the segmentation map")
                 self.use_caption = gr.Checkbox(True, label="Use the caption")
-            self.own_map = gr.Image(
-                label="Your own segmentation map (optional)", type="filepath", sources=["upload"], height=180
-            )
+            self.own_map = Upload(label="Your own segmentation map (optional)", sources=["upload"], height=180)
         self.tuning.build()
         self.restore.build()
 
     def _build_request(self) -> None:
-        self.photo = gr.Image(
-            label="Photo", type="filepath", sources=["upload", "webcam", "clipboard"], height=300, elem_id="photo"
-        )
+        self.photo = Upload(label="Photo", sources=["upload", "webcam", "clipboard"], height=300, elem_id="photo")
         with gr.Row():
             self.translate_button = gr.Button("Translate", variant="primary", elem_id="translate", min_width=120)
             self.stop_button = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
@@ -100,9 +97,6 @@ class TranslateTab:
         self._example_photos = photos
 
     def connect(self) -> None:
-        # Hand over the uploaded file as it is: orientation and what to say of a bad file are the matter of `imaging`.
-        for picture in (self.photo, self.own_map):
-            picture.preprocess = lambda upload: None if upload is None else upload.path
         self.inputs = {
             "session": self.page.session,
             "photo": self.photo,

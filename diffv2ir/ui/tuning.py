@@ -10,6 +10,7 @@ import gradio as gr
 from diffv2ir.advice import ADVICE, Advice
 from diffv2ir.reference import compare
 from diffv2ir.ui.common import MODEL_QUEUE, by_name, field_of
+from diffv2ir.ui.upload import Upload
 
 if TYPE_CHECKING:
     from diffv2ir.ui.translate import TranslateTab
@@ -36,7 +37,7 @@ class Tuning:
                         self.buttons.append((advice, button))
         with gr.Accordion("Compare with the real infrared picture", open=False):
             with gr.Row():
-                self.real = gr.Image(label="Real infrared", type="filepath", sources=["upload"], height=260)
+                self.real = Upload(label="Real infrared", sources=["upload"], height=260)
                 self.difference = gr.Image(
                     label="Difference: red too bright, blue too dark", interactive=False, format="png", height=260
                 )
@@ -45,7 +46,6 @@ class Tuning:
 
     def connect(self) -> None:
         tab = self.tab
-        self.real.preprocess = lambda upload: None if upload is None else upload.path
         for advice, button in self.buttons:
             button.click(by_name(self._follow(advice), tab.inputs), **tab.quietly, **MODEL_QUEUE)
         inputs = {"session": tab.page.session, "real": self.real}
