@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
+from diffv2ir.schedule import check_schedule
+from diffv2ir.settings import GENERAL_STYLE, MAP_STYLES, GenerationSettings
 
 TINY = "tiny"
 INDEX = "model_index.json"
@@ -196,7 +197,7 @@ def _weight_problems(path: Path) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as weights:
+        with safe_open(path, "np") as weights:  # only shapes are read; "pt" would import torch
             weights.keys()
     except (SafetensorError, OSError) as error:
         return [f"{path.name} is damaged ({error})"]
@@ -230,13 +231,11 @@ def _stored_shape(folder: Path, key: str) -> tuple[int, ...] | None:
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import safe_open
 
-    with safe_open(path, "pt") as weights:
+    with safe_open(path, "np") as weights:  # only shapes are read; "pt" would import torch
         return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}
 
 
 def _scheduler_problems(folder: Path) -> list[str]:
-    from diffv2ir.samplers import check_schedule
-
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return ["scheduler: scheduler_config.json is missing"]
@@ -248,8 +247,6 @@ def _scheduler_problems(folder: Path) -> list[str]:
 
 
 def _default_problems(folder: Path, index: dict[str, Any]) -> list[str]:
-    from diffv2ir.vlum.segment import MAP_STYLES
-
     problems = []
     styles = index.get("styles") or [GENERAL_STYLE]
     map_style = index.get("map_style", MAP_STYLES[0])

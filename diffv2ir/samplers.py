@@ -14,9 +14,8 @@ from diffusers import (
 )
 from torch import Tensor
 
+from diffv2ir.schedule import check_schedule
 from diffv2ir.settings import SAMPLERS
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 # DDIM is first-order DPM-Solver++ (Lu et al. 2022, section 4). diffusers' DDIMScheduler would assume that timesteps lie
 # a whole number apart, and drifts where the number of steps does not divide the training timesteps.
@@ -27,20 +26,6 @@ _CLASSES = {
     "ddim": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 1}),
 }
 _COMMON = {"thresholding": False, "use_karras_sigmas": False, "final_sigmas_type": "zero", "lower_order_final": True}
-
-
-def check_schedule(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a scheduler config that no sampler here can follow."""
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTION_TYPES:
-        raise ValueError(
-            f"the scheduler's prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {prediction!r}"
-        )
-    if prediction == "epsilon" and config.get("rescale_betas_zero_snr"):
-        raise ValueError(
-            "the scheduler has rescale_betas_zero_snr with prediction_type 'epsilon': pure noise says nothing about "
-            "the picture there; train with 'v_prediction'"
-        )
 
 
 def build_scheduler(sampler: str, config: Mapping[str, Any], steps: int, device: Any = None) -> SchedulerMixin:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 SAMPLERS = ("euler_ancestral", "dpmpp_2m", "unipc", "ddim")
+MAP_STYLES = ("union", "regions")
 MAX_SEED = 2**31 - 1
 GENERAL_STYLE = "general"
 

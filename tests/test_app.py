@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -112,6 +114,16 @@ def test_health_of_a_model_that_failed():
         )
     finally:
         demo.close()
+
+
+def test_the_page_does_not_wait_for_torch(bundle_folder):
+    code = (
+        "import sys, pathlib; from diffv2ir.ui import BundleFacts; "
+        f"BundleFacts.read(pathlib.Path({str(bundle_folder)!r})); "
+        "print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_large_photos_are_refused_with_the_limit(tmp_path):
