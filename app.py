@@ -13,12 +13,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio i
 from diffv2ir.cli import CommandError, add_model_arguments, load_pipeline
 
 _ENVIRONMENT = "DIFFV2IR_"
+_YES, _NO = ("1", "true", "True", "yes", "on"), ("0", "false", "False", "no", "off")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="DiffV2IR in the browser: colour photo to infrared picture.",
-        epilog="Each option is also an environment variable, DIFFV2IR_BUNDLE for --bundle and so on; the option wins.",
+        epilog="Each option is also an environment variable, DIFFV2IR_BUNDLE for --bundle, DIFFV2IR_MAX_PIXELS for "
+        "--max-pixels and so on, 1 or 0 for those without a value; the option wins.",
     )
     add_model_arguments(parser)
     parser.add_argument("--style", help="style that the page starts with (default: the bundle's)")
@@ -28,8 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
         default="0.0.0.0" if on_space else "127.0.0.1",
         help="address to listen on (default: this machine only; 0.0.0.0 = every network it is in)",
     )
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
+    parser.add_argument("--port", type=_port, help="default: the first free one from 7860")
+    switch = dict(action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--share", **switch, help="a public link through Gradio's servers")
     parser.add_argument("--queue-size", type=_positive, default=20, help="people who may wait (default: 20)")
     parser.add_argument("--max-pixels", type=_positive, default=50_000_000, help="of a photo (default: 50000000)")
     parser.add_argument(
@@ -40,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         "and the others wait their turn (default: 8)",
     )
     parser.add_argument("--auth-file", type=Path, help="file of lines user:password; only they may enter")
-    parser.add_argument("--mcp", action="store_true", help="offer /translate as an MCP tool (needs gradio[mcp])")
+    parser.add_argument("--mcp", **switch, help="offer the endpoints as MCP tools (needs gradio[mcp])")
     _read_environment(parser)
     return parser
 
@@ -66,10 +69,11 @@ def prepare(options: argparse.Namespace):
     """The page for these options, and what else its launch needs. The model loads meanwhile.
 
     Raises:
-        CommandError: no such bundle, style or file of users.
+        CommandError: no such bundle, style or file of users; no package for what an option asks for.
     """
     from diffv2ir import bundle, imaging
     from diffv2ir.ui import BundleFacts, Model, build_demo
+    from diffv2ir.ui.zerogpu import lending_gpu
 
     users = read_users(options.auth_file) if options.auth_file else None
     if options.mcp:
@@ -81,7 +85,7 @@ def prepare(options: argparse.Namespace):
             facts = facts.starting_with(options.style)
     except (bundle.BundleError, ValueError, OSError) as error:
         raise CommandError(error) from error
-    model = Model(facts, lambda: load_pipeline(options))
+    model = Model(facts, lending_gpu(lambda: load_pipeline(options)))
     demo = build_demo(model.start(), options.queue_size, options.concurrency)
     return demo, {"auth": users} if users else {}
 
@@ -123,14 +127,26 @@ def _positive(text: str) -> int:
     return value
 
 
+def _port(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 65535, got {value}")
+    return value
+
+
 def _read_environment(parser: argparse.ArgumentParser) -> None:
-    """Environment variables as defaults; a string default is checked like an argument."""
+    """Environment variables as defaults. One that is set but empty counts as not set."""
     for action in parser._actions:
-        value = os.environ.get(_ENVIRONMENT + action.dest.upper())
-        if value is None:
+        variable = _ENVIRONMENT + action.dest.upper()
+        switch = isinstance(action, argparse.BooleanOptionalAction)
+        value = os.environ.get(variable, "")
+        if not value or action.dest == "help":
             continue
-        flag = isinstance(action, argparse._StoreTrueAction)
-        parser.set_defaults(**{action.dest: value.lower() in ("1", "true", "yes", "on") if flag else value})
+        allowed = _YES + _NO if switch else action.choices
+        if allowed and value not in allowed:
+            parser.error(f"environment variable {variable}: must be one of {', '.join(allowed)}, got {value!r}")
+        # A text is converted, and refused, as if it were the option's.
+        parser.set_defaults(**{action.dest: value in _YES if switch else value})
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ class ImageError(ValueError):
 
 
 def limit_pixels(pixels: int) -> None:
-    """Refuse larger photos from now on, before they are decoded."""
+    """Refuse larger photos from now on, before they are decoded; also wherever else Pillow opens one."""
     global _max_pixels
-    _max_pixels = pixels
+    _max_pixels = Image.MAX_IMAGE_PIXELS = pixels
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -67,8 +67,10 @@ def open_image(source: ImageSource) -> Image.Image:
             return _upright_rgb(image, str(path))
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image, or of an unknown format") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: too large ({error})") from None
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"{path}: has more than the {_max_pixels:,} pixels that are allowed; make it smaller"
+        ) from None
     except ImageError:
         raise
     except _DECODER_ERRORS as error:

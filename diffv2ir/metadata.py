@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from diffv2ir.imaging import ImageError
 from diffv2ir.settings import GenerationSettings
@@ -31,6 +32,9 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <dc:description><rdf:Alt><rdf:li xml:lang="x-default">{description}</rdf:li></rdf:Alt></dc:description>
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
+
+# What XML 1.0 and UTF-8 cannot hold: control characters and halves of surrogate pairs.
+_UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -61,22 +65,26 @@ class Record:
         """From `to_dict`; fields of a newer version are left out, and the settings alone are an older version's record.
 
         Raises:
-            ValueError: settings that this version does not know or that are out of range.
+            ValueError: settings that this version does not know or that are out of range, or no text where text is due.
         """
         if "settings" not in values:
             return cls(GenerationSettings.from_dict(values))
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        for name, value in known.items():
+            if name != "settings" and not isinstance(value, str) and (name, value) != ("caption", None):
+                raise ValueError(f"{name} must be a text, got {value!r}")
         return cls(**{**known, "settings": GenerationSettings.from_dict(values["settings"])})
 
 
 def save_png(image: Image.Image, path: str | os.PathLike, record: Record) -> None:
     """Write a gray picture (mode L or I;16) as PNG with its record."""
-    tool = f"DiffV2IR {record.version} ({record.bundle})"
+    tool = _UNWRITABLE.sub("", f"DiffV2IR {record.version} ({record.bundle})")
     info = PngImagePlugin.PngInfo()
     info.add_text(KEY, json.dumps(record.to_dict()))
-    info.add_itxt("Description", record.caption or "")
+    caption = _UNWRITABLE.sub("", record.caption or "")
+    info.add_itxt("Description", caption)
     info.add_itxt("Software", tool)
-    text = f"Generated infrared picture, not a measurement. {record.caption or ''}".strip()
+    text = f"Generated infrared picture, not a measurement. {caption}".strip()
     info.add_itxt(XMP_KEY, _XMP.format(source=DIGITAL_SOURCE_TYPE, tool=escape(tool), description=escape(text)))
     image.save(path, format="PNG", pnginfo=info)
 
@@ -90,13 +98,13 @@ def restore(path: str | os.PathLike) -> Record:
     try:
         with Image.open(path) as image:
             text = image.info.get(KEY)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow's readers of headers raise nearly anything over a damaged file
         raise ImageError(f"{path}: cannot be read ({error})") from None
     if text is None:
         raise ImageError(f"{path}: holds no settings of DiffV2IR")
     try:
         return Record.from_dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ImageError(f"{path}: the settings in its metadata cannot be used ({error})") from None
 
 

@@ -23,22 +23,34 @@ from diffv2ir.ui import BundleFacts, Model, build_demo, serve
 @pytest.fixture(autouse=True)
 def same_limit_afterwards(monkeypatch):
     monkeypatch.setattr(imaging, "_max_pixels", imaging._max_pixels)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 def test_options_come_from_the_environment_and_the_flag_wins(monkeypatch):
-    for name, value in (("PORT", "9000"), ("QUEUE_SIZE", "3"), ("SHARE", "true"), ("BUNDLE", "x"), ("MCP", "0")):
+    given = {"PORT": "9000", "QUEUE_SIZE": "3", "SHARE": "true", "BUNDLE": "x", "MCP": "0", "STYLE": ""}
+    for name, value in given.items():
         monkeypatch.setenv("DIFFV2IR_" + name, value)
     options = app.build_parser().parse_args(["--port", "9001"])
     assert (options.port, options.queue_size, options.share, options.bundle) == (9001, 3, True, "x")
-    assert options.mcp is False
+    assert options.mcp is False and options.style is None
+    assert app.build_parser().parse_args(["--no-share"]).share is False
 
 
-@pytest.mark.parametrize("name, value", [("PORT", "many"), ("QUEUE_SIZE", "0")])
-def test_a_bad_variable_is_refused_like_a_bad_option(monkeypatch, capsys, name, value):
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("PORT", "many", "--port"),
+        ("PORT", "70000", "from 1 to 65535"),
+        ("QUEUE_SIZE", "0", "--queue-size"),
+        ("DTYPE", "int8", "DIFFV2IR_DTYPE: must be one of float32"),
+        ("MCP", "perhaps", "DIFFV2IR_MCP: must be one of 1"),
+    ],
+)
+def test_a_bad_variable_is_refused_like_a_bad_option(monkeypatch, capsys, name, value, words):
     monkeypatch.setenv("DIFFV2IR_" + name, value)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         app.build_parser().parse_args([])
-    assert "--" + name.lower().replace("_", "-") in capsys.readouterr().err
+    assert end.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_it_listens_to_this_machine_only_but_on_a_space(monkeypatch):
@@ -57,6 +69,18 @@ def test_what_cannot_be_served_is_one_line(bundle_folder, capsys, arguments, wor
     assert app.main(["--bundle", str(bundle_folder), *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_an_address_of_another_machine_is_one_line(bundle_folder, capsys):
+    assert app.main(["--bundle", str(bundle_folder), "--host", "203.0.113.7"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("app.py: cannot listen on 203.0.113.7, port 7860-7959: ")
+
+
+def test_mcp_without_its_package_is_one_line(bundle_folder, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert app.main(["--bundle", str(bundle_folder), "--mcp"]) == 2
+    assert capsys.readouterr().err == 'app.py: --mcp needs the package mcp: pip install "gradio[mcp]"\n'
 
 
 def test_users(tmp_path):
@@ -124,6 +148,22 @@ def test_the_page_does_not_wait_for_torch(bundle_folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_endpoints_are_those_that_programs_need():
+    model = Model(BundleFacts("x", GenerationSettings(), ("general",)), lambda: None)
+    demo = serve(build_demo(model), "127.0.0.1", None, wait=False, quiet=True)
+    try:
+        with urllib.request.urlopen(demo.local_url + "gradio_api/info") as answer:
+            endpoints = json.load(answer)["named_endpoints"]
+        assert {"/translate", "/prepare", "/batch", "/video"} <= set(endpoints)
+        assert not {"/Session", "/_notice"} & set(endpoints)
+        # MCP offers them under the names of their functions.
+        assert {"/" + call.fn.__name__ for call in demo.fns.values() if call.api_visibility == "public"} == set(
+            endpoints
+        )
+    finally:
+        demo.close()
 
 
 def test_large_photos_are_refused_with_the_limit(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageCms, ImageOps
 
+from diffv2ir import imaging
 from diffv2ir.imaging import MAX_ASPECT, ImageError, open_image, to_gray, to_tensor
 from diffv2ir.imaging import working_size as size_for
 
@@ -175,11 +176,14 @@ def test_lazily_opened_picture_that_is_cut():
         open_image(Image.open(io.BytesIO(encoded("JPEG")[:-200])))
 
 
-def test_enormous_pictures_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", [9_999, 1_000])  # refused by us; refused by Pillow, beyond twice the limit
+def test_enormous_pictures_are_refused(tmp_path, monkeypatch, limit):
     path = tmp_path / "large.png"
     Image.new("L", (100, 100)).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match="too large"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(imaging, "_max_pixels", None)
+    imaging.limit_pixels(limit)
+    with pytest.raises(ImageError, match=f"large.png: has .*more than the {limit:,}"):
         open_image(path)
 
 

@@ -40,6 +40,16 @@ def test_a_file_says_that_it_is_generated(tmp_path):
     assert RECORD.caption in description.find(".//{*}li").text
 
 
+def test_captions_of_any_characters_leave_the_packet_readable(tmp_path):
+    caption = "bell \x07, zero \x00, half a pair \ud83d, 夜"
+    record = Record(GenerationSettings(seed=1), caption)
+    save_png(Image.new("L", (4, 4)), tmp_path / "a.png", record)
+    assert restore(tmp_path / "a.png") == record
+    with Image.open(tmp_path / "a.png") as image:
+        description = ElementTree.fromstring(image.text[XMP_KEY].encode()).find(".//{*}li").text
+    assert description.endswith("bell , zero , half a pair , 夜")
+
+
 def test_older_and_newer_records_are_read(tmp_path):
     old = save(tmp_path / "old.png", **{KEY: json.dumps({"steps": 7, "seed": 1})})
     assert restore(old) == Record(GenerationSettings(steps=7, seed=1))
@@ -49,11 +59,26 @@ def test_older_and_newer_records_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     "text, words",
-    [("{half", "cannot be used"), ('{"settings": {"steps": -1}}', "steps must be"), ("[1]", "cannot be used")],
+    [
+        ("{half", "cannot be used"),
+        ('{"settings": {"steps": -1}}', "steps must be"),
+        ('{"settings": {}, "caption": 5}', "caption must be a text, got 5"),
+        ('{"settings": [1]}', "cannot be used"),
+        ("[1]", "cannot be used"),
+        ("null", "cannot be used"),
+        ("[" * 100_000, "cannot be used"),
+    ],
 )
 def test_damaged_records_are_one_sentence(tmp_path, text, words):
     with pytest.raises(ImageError, match=words):
         restore(save(tmp_path / "a.png", **{KEY: text}))
+
+
+def test_a_foreign_file_of_enormous_size_is_refused(tmp_path, monkeypatch):
+    save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(ImageError, match="a.png: cannot be read"):
+        restore(tmp_path / "a.png")
 
 
 def test_foreign_files_are_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +48,9 @@ def follow(work: Callable[[Tell], Iterable[Any]], cancelled: Callable[[], bool] 
         except BaseException as error:
             events.put(_End(error))
 
-    worker = threading.Thread(target=run, name="diffv2ir-work", daemon=True)
+    # In the caller's context, which says whose request this is.
+    context = contextvars.copy_context()
+    worker = threading.Thread(target=context.run, args=(run,), name="diffv2ir-work", daemon=True)
     worker.start()
     try:
         while not isinstance(event := events.get(), _End):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import gradio as gr
@@ -22,6 +23,8 @@ def serve(demo: gr.Blocks, host: str, port: int | None, wait: bool = True, **opt
     Raises:
         OSError: host or port cannot be used.
     """
+    _check_address(host)
+    _name_tools(demo)
     launch = {**LAUNCH_OPTIONS, **options}
     app, _, _ = demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, **launch)
     # First: Gradio's own routes answer every other path.
@@ -29,6 +32,23 @@ def serve(demo: gr.Blocks, host: str, port: int | None, wait: bool = True, **opt
     if wait:
         demo.block_thread()
     return demo
+
+
+def _check_address(host: str) -> None:
+    """Refuse at once what Gradio would try with a hundred ports."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.bind(address)
+
+
+def _name_tools(demo: gr.Blocks) -> None:
+    """MCP names tools by their functions, which here are all called alike: give them the names of their endpoints.
+    What fills the page when it is opened is neither tool nor endpoint."""
+    for function in demo.fns.values():
+        if any(event == "load" for _, event in function.targets):
+            function.api_visibility = "private"
+        elif function.api_visibility == "public":
+            function.fn.__name__ = function.api_name
 
 
 def health(model: Model):

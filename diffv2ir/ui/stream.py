@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 import time
@@ -58,7 +59,9 @@ def stream(
         except BaseException as error:
             events.put(error)
 
-    worker = threading.Thread(target=work, name="diffv2ir-generate", daemon=True)
+    # In the caller's context, which says whose request this is.
+    run = contextvars.copy_context().run
+    worker = threading.Thread(target=run, args=(work,), name="diffv2ir-generate", daemon=True)
     worker.start()
     try:
         while True:
