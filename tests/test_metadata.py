@@ -13,6 +13,7 @@ from diffv2ir import __version__, bundle, imaging
 from diffv2ir.imaging import ImageError
 from diffv2ir.metadata import DIGITAL_SOURCE_TYPE, KEY, XMP_KEY, Record, deep_gray, restore, save_png
 from diffv2ir.settings import GenerationSettings
+from diffv2ir.ui.session import Session
 
 RECORD = Record(GenerationSettings(steps=3, seed=5), "größer <a> & 夜", "own", "ab", "mini", "cd", "1.2")
 
@@ -129,3 +130,13 @@ def test_sixteen_bits_are_finer_than_eight(pipe, photo, tmp_path):
 def test_a_level_is_kept_exactly(level):
     image = deep_gray(np.full((3, 5), level / 65535, dtype=np.float32), (5, 3))
     assert set(np.asarray(image).ravel().tolist()) == {level}
+
+
+def test_a_session_records_whose_map_it_was(pipe, photo):
+    session, settings = Session(), pipe.default_settings.replace(steps=1)
+    wishes = [("a tree", True, None), ("a tree", True, Image.new("RGB", photo.size)), ("a tree", False, None)]
+    sources = []
+    for caption, use_map, own in wishes:
+        conditioning = session.condition(pipe, photo, caption, use_map, settings.resolution, own)
+        sources.append(pipe.generate(conditioning, settings).record.segmentation)
+    assert sources == ["model", "own", "none"]

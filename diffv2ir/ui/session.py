@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -109,7 +110,10 @@ class Session:
         segmentation = (drawn or understood.segmentation) if use_map else False
         return self._conditioned.get(
             (key, caption, use_map and (drawn is None or imaging.content_hash(drawn)), resolution),
-            lambda: pipe.prepare(image, caption, segmentation, resolution),
+            # The model's own map is handed over like a drawn one, which it is not.
+            lambda: dataclasses.replace(
+                pipe.prepare(image, caption, segmentation, resolution), own_map=drawn is not None
+            ),
         )
 
     def _understand(self, pipe: DiffV2IRPipeline, image: Image.Image, key: str, resolution: int) -> Conditioning:
