@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=f"use this picture as segmentation map (one photo only); '{NO_SEGMENTATION}' switches the map off",
     )
+    translate.add_argument("--bits", type=int, choices=(8, 16), default=8, help="of the gray pictures (default: 8)")
     add_model_arguments(translate)
     add_settings_arguments(translate)
     translate.set_defaults(run=run_translate)
@@ -158,7 +159,7 @@ def run_translate(options: argparse.Namespace) -> int:
             continue
         infrared_path, map_path = output_paths(options.out, stems[result.number])
         try:
-            result.output.save(infrared_path)
+            result.output.save(infrared_path, options.bits)
             if result.output.segmentation is not None:
                 result.output.segmentation.save(map_path)
         except OSError as error:

@@ -1,4 +1,7 @@
-"""Display palettes for gray infrared pictures. The file underneath stays gray: a palette is a way of looking at it."""
+"""Display palettes for gray infrared pictures. The file underneath stays gray: a palette is a way of looking at it.
+
+Brighter stays brighter in all of them but black-hot, which is the negative, and rainbow, which tells levels by hue.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _POINTS: dict[str, tuple[tuple[int, int, int], ...]] = {
         (220, 0, 20), (255, 230, 230),
     ),
     "arctic": (
-        (4, 6, 40), (10, 40, 130), (20, 110, 190), (120, 190, 220), (235, 225, 190), (255, 190, 60), (255, 255, 255),
+        (4, 6, 40), (10, 40, 130), (20, 110, 190), (120, 170, 200), (200, 190, 150), (250, 205, 110), (255, 255, 255),
     ),
     "lava": ((0, 0, 0), (40, 20, 60), (110, 10, 40), (190, 30, 10), (240, 110, 0), (255, 200, 60), (255, 255, 230)),
     "green-hot": ((0, 0, 0), (0, 60, 20), (20, 130, 40), (110, 210, 90), (235, 255, 220)),

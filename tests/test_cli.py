@@ -60,6 +60,12 @@ def test_translate_writes_pictures_and_prints(photos, photo, tmp_path, capsys):
     assert all(f"{stage} " in printed for stage in ("caption", "segmentation", "text", "encode", "denoise", "decode"))
 
 
+def test_sixteen_bits(loaded, photos, tmp_path):
+    assert translate(photos / "street.png", "--out", tmp_path, "--bits", 16) == 0
+    with Image.open(tmp_path / "street_ir.png") as image:
+        assert np.asarray(image).dtype == np.uint16 and np.asarray(image).max() > 255
+
+
 def test_unreadable_photos_are_named_and_skipped(loaded, photos, tmp_path, capsys):
     out = tmp_path / "out"
     code = translate(photos / "text.png", photos / "street.png", photos / "missing.png", photos, "--out", out)
