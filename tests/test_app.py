@@ -6,9 +6,15 @@ import subprocess
 import sys
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
+from concurrent.futures import FIRST_COMPLETED, wait
+from pathlib import Path
 
 import pytest
+import yaml
+from gradio_client import Client, handle_file
+from packaging.requirements import Requirement
 from PIL import Image
 
 import app
@@ -173,3 +179,52 @@ def test_large_photos_are_refused_with_the_limit(tmp_path):
     limit_pixels(1199)
     with pytest.raises(ImageError, match="40x30 pixels, more than the 1,199"):
         open_image(tmp_path / "a.png")
+
+
+def test_only_users_enter_but_health_is_open(bundle_folder, tmp_path):
+    users = tmp_path / "users"
+    users.write_text("ann:secret\n")
+    arguments = ["--bundle", str(bundle_folder), "--auth-file", str(users)]
+    demo, extras = app.prepare(app.build_parser().parse_args(arguments))
+    serve(demo, "127.0.0.1", None, wait=False, quiet=True, **extras)
+    try:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(demo.local_url + "config")
+        form = urllib.parse.urlencode({"username": "ann", "password": "wrong"}).encode()
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(demo.local_url + "login", form)
+        assert urllib.request.urlopen(demo.local_url + "login", form.replace(b"wrong", b"secret")).status == 200
+        demo.model.get()
+        assert health(demo.local_url)[0] == 200
+    finally:
+        demo.close()
+
+
+def test_a_full_queue_is_told(photo, tmp_path):
+    photo.save(tmp_path / "a.png")
+    go = threading.Event()
+
+    def load():
+        go.wait(60)
+        raise OSError("never there")
+
+    model = Model(BundleFacts("x", GenerationSettings(), ("general",)), load).start()
+    demo = serve(build_demo(model, queue_size=1), "127.0.0.1", None, wait=False, quiet=True)
+    try:
+        client = Client(demo.local_url, verbose=False)
+        jobs = [client.submit(photo=handle_file(tmp_path / "a.png"), api_name="/prepare") for _ in range(4)]
+        done, _ = wait([job.future for job in jobs], 30, FIRST_COMPLETED)
+        assert "Queue is full" in str(done.pop().exception())
+    finally:
+        go.set()
+        demo.close()
+
+
+def test_the_front_matter_suits_a_space():
+    root = Path(app.__file__).parent
+    facts = yaml.safe_load((root / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert facts["sdk"] == "gradio" and (root / facts["app_file"]).is_file()
+    assert {facts["colorFrom"], facts["colorTo"]} <= colours and len(facts["short_description"]) <= 60
+    wanted = next(line for line in (root / "requirements.txt").read_text().splitlines() if line.startswith("gradio"))
+    assert Requirement(wanted).specifier.contains(facts["sdk_version"])
