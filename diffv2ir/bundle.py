@@ -197,7 +197,7 @@ def _weight_problems(path: Path) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "np") as weights:  # only shapes are read; "pt" would import torch
+        with safe_open(path, "np") as weights:
             weights.keys()
     except (SafetensorError, OSError) as error:
         return [f"{path.name} is damaged ({error})"]
