@@ -125,9 +125,13 @@ def check(folder: str | os.PathLike) -> None:
 
 
 def content_hash(folder: str | os.PathLike) -> str:
-    """SHA-256 over names and contents of all weight files of a bundle: which model made a picture."""
+    """SHA-256 over names and contents of all weight files of a bundle: which model made a picture.
+
+    Contents, not headers and sizes, which two trainings of one architecture share. Takes some seconds for gigabytes.
+    """
     digest = hashlib.sha256()
-    for path in sorted(Path(folder).rglob("*.safetensors")):
+    files = (path for path in Path(folder).rglob("*") if path.suffix in (".safetensors", ".bin"))
+    for path in sorted(files):
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -185,6 +185,7 @@ def test_enormous_pictures_are_refused(tmp_path, monkeypatch, limit):
     imaging.limit_pixels(limit)
     with pytest.raises(ImageError, match=f"large.png: has .*more than the {limit:,}"):
         open_image(path)
+    assert Image.MAX_IMAGE_PIXELS == limit  # wherever else a file is opened
 
 
 @settings(max_examples=80, deadline=None)

@@ -111,6 +111,9 @@ def test_the_bundle_hash_is_that_of_its_weights(bundle_folder, tmp_path):
     weights = next((copy / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     assert bundle.content_hash(copy) != bundle.content_hash(bundle_folder)
+    seen = bundle.content_hash(copy)
+    (copy / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"weights of another format")
+    assert bundle.content_hash(copy) != seen
 
 
 def test_sixteen_bits_are_finer_than_eight(pipe, photo, tmp_path):
