@@ -10,15 +10,30 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from make_data import draw_scene, make_manifest_dataset
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import read_examples
 from diffv2ir.training import cache as cache_module
-from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig, encode_mode, file_hash
+from diffv2ir.training.cache import (
+    CaptionCache,
+    LatentCache,
+    MapCache,
+    ViewConfig,
+    encode_mode,
+    file_hash,
+    latent_stride,
+)
 from diffv2ir.training.images import load_rgb, resize_shorter, to_tensor
 from diffv2ir.vlum import SamSegmenter
 
 VIEW = ViewConfig(resize=20, crop=16, variants=2)
+
+
+def square_scene(folder, seed=9, side=16):
+    path = folder / f"square-{seed}.png"
+    draw_scene(seed, (side, side))[0].save(path)
+    return path
 
 
 @pytest.fixture
@@ -137,9 +152,10 @@ def test_zoomed_views_show_less_of_the_scene(examples, vae, tmp_path):
     spans = []
     for zoom in (1.0, 2.0):
         latents = LatentCache(tmp_path, vae, ViewConfig(resize=64, crop=64, zoom=zoom, variants=20), None)
-        extremes = [latents._view(ramp, examples[0], variant, "infrared").getextrema()[0] for variant in range(20)]
-        spans.append([high - low for low, high in extremes])
-    assert min(spans[0]) > 240 and max(spans[1]) < 250 and 110 < min(spans[1]) < 160
+        sizes = [latents._view(ramp, examples[0], variant, "infrared").size for variant in range(20)]
+        spans.append([64 / min(size) for size in sizes])
+    assert set(spans[0]) == {1.0}
+    assert max(spans[1]) <= 1.0 and 0.5 <= min(spans[1]) < 0.65 and len(set(spans[1])) > 10
 
 
 def test_views_flip_about_half_of_the_time(examples, vae, tmp_path):
@@ -152,16 +168,42 @@ def test_views_flip_about_half_of_the_time(examples, vae, tmp_path):
 
 
 def test_epochs_take_turns_over_the_variants(examples, vae, tmp_path):
-    latents = LatentCache(tmp_path, vae, VIEW, None)
-    latents.fill(examples)
-    first, second, third = (latents.load(examples[0], epoch)["visible"] for epoch in range(3))
+    example = dataclasses.replace(examples[0], visible=square_scene(tmp_path), infrared=square_scene(tmp_path))
+    latents = LatentCache(tmp_path, vae, ViewConfig(resize=16, crop=16, jitter=0.3, variants=2), None)
+    latents.fill([example])
+    first, second, third = (latents.load(example, epoch)["visible"] for epoch in range(3))
     assert torch.equal(first, third) and not torch.equal(first, second)
+
+
+def test_every_epoch_draws_the_place_of_the_crop(examples, vae, tmp_path):
+    latents = LatentCache(tmp_path, vae, ViewConfig(resize=24, crop=16, flip=False, variants=1), None)
+    latents.fill(examples)
+    stride = latent_stride(vae)
+    example = next(e for e in examples if latents._path(e, 0).is_file())
+    stored = load_file(latents._path(example, 0))
+    height, width = stored["infrared"].shape[1:]
+    assert (width * stride, height * stride) == (32, 24)  # of 96 x 72 pixels
+    side, places = 16 // stride, set()
+    for epoch in range(200):
+        found = latents.load(example, epoch)["infrared"]
+        assert found.shape[1:] == (side, side)
+        windows = stored["infrared"].float().unfold(1, side, 1).unfold(2, side, 1)  # [C, tops, lefts, side, side]
+        same = (windows == found[:, None, None]).flatten(3).all(-1).all(0)
+        assert same.sum() == 1
+        places.add(tuple(same.nonzero()[0].tolist()))
+    assert len(places) > 0.9 * (height - side + 1) * (width - side + 1)
+
+
+def test_of_a_panorama_a_part_is_kept(examples, vae, tmp_path):
+    latents = LatentCache(tmp_path, vae, ViewConfig(resize=16, crop=16, variants=4), None)
+    wide = Image.linear_gradient("L").rotate(90).resize((1600, 16)).convert("RGB")
+    views = [latents._view(wide, examples[0], variant, "visible") for variant in range(4)]
+    assert {view.size for view in views} == {(32, 16)} and len({view.tobytes() for view in views}) == 4
 
 
 def test_latents_are_the_unscaled_modes_of_the_view(examples, vae, tmp_path):
     view = ViewConfig(resize=16, crop=16, flip=False, variants=1)
-    square = tmp_path / "square.png"
-    draw_scene(9, (16, 16))[0].save(square)
+    square = square_scene(tmp_path)
     example = dataclasses.replace(examples[0], visible=square, infrared=square)
     latents = LatentCache(tmp_path, vae, view, None)
     latents.fill([example])
@@ -201,6 +243,11 @@ def test_tiny_autoencoders_have_a_mode_too():
     images = torch.zeros(1, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(encode_mode(tiny, images), tiny.encode(images).latents)
+
+
+def test_a_crop_is_a_whole_number_of_latents(vae, tmp_path):
+    with pytest.raises(ValueError, match=r"multiple of the autoencoder's \d+ pixels, got 13"):
+        LatentCache(tmp_path, vae, dataclasses.replace(VIEW, crop=13), None)
 
 
 @pytest.mark.parametrize("change", [{"crop": 21}, {"crop": 0}, {"variants": 0}, {"zoom": 0.9}, {"jitter": -0.1}])

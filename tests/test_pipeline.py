@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
+from diffv2ir import __version__
 from diffv2ir.imaging import ImageError
 from diffv2ir.metadata import restore
 from diffv2ir.pipeline import DiffV2IRPipeline, Output
@@ -370,7 +371,7 @@ def test_metadata_repeats_the_picture(pipe, photo, tmp_path):
     with Image.open(tmp_path / "ir.png") as image:
         assert image.mode == "L" and np.array_equal(np.asarray(image), pixels(output))
         caption = image.text["Description"]
-        assert image.text["Software"] == "DiffV2IR (mini)"
+        assert image.text["Software"] == f"DiffV2IR {__version__} (mini)"
     assert caption == output.caption
     settings = restore(tmp_path / "ir.png").settings
     assert settings == output.settings and settings.seed == output.seed

@@ -1,9 +1,9 @@
 """Captions, segmentation maps and latents, made once per image and kept on disk, keyed by content.
 
 A latent key holds the hashes of the images, of the autoencoder's weights and of the crop: changing any of them makes a
-new entry, and nothing stale is ever read. Each example has `variants` different views (resize to 286, random 256 crop,
-flip; the same for visible, infrared and map, as in the paper); epoch e of a training uses view e mod `variants`.
-Few pairs are stretched further by zooming in, and by other exposures of the visible photo.
+new entry, and nothing stale is ever read. Each example has `variants` different views (resize to 286, flip; the same
+for visible, infrared and map, as in the paper); epoch e of a training uses a random 256 crop, cut from the latents, of
+view e mod `variants`. Few pairs are stretched further by zooming in, and by other exposures of the visible photo.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
 
 logger = logging.getLogger(__name__)
 
+# What random numbers are drawn for.
+_VIEW, _CROP = 0, 1
+
 
 @dataclass(frozen=True)
 class ViewConfig:
     """Training views (paper Sec. 5.1): shorter side to `resize`, random `crop`, horizontal flip.
 
     Attributes:
-        zoom: a crop's side may be down to 1 / `zoom` of `crop`, enlarged to it; 1 = as in the paper.
+        variants: views that are encoded; the place of the crop is drawn anew every epoch.
+        zoom: a view is enlarged by up to this factor, so that a crop shows less of the scene; 1 = as in the paper.
         jitter: how far gamma, contrast and colour of the visible photo vary, as the logarithm of the largest factor.
             The infrared picture stays: another exposure of a scene does not change its heat.
     """
@@ -137,11 +141,18 @@ class MapCache:
 
 
 class LatentCache:
-    """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled."""
+    """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled.
+
+    Raises:
+        ValueError: the crop is not a whole number of latents.
+    """
 
     def __init__(self, folder: Path, vae: torch.nn.Module, view: ViewConfig, maps: MapCache | None, seed: int = 0):
         self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
         self._vae_hash = weights_hash(vae)
+        self._stride = latent_stride(vae)
+        if view.crop % self._stride:
+            raise ValueError(f"crop must be a multiple of the autoencoder's {self._stride} pixels, got {view.crop}")
 
     def roles(self, example: Example) -> dict[str, Path]:
         """The images of an example that are encoded."""
@@ -162,42 +173,47 @@ class LatentCache:
             self._encode(wanted[start : start + batch_size])
 
     def load(self, example: Example, epoch: int) -> dict[str, Tensor]:
-        """The view of an example that belongs to `epoch`, as float32."""
+        """The crop of an example that belongs to `epoch`: float32 (C, crop / stride, crop / stride)."""
         stored = load_file(self._path(example, epoch % self.view.variants))
-        return {role: value.float() for role, value in stored.items()}
+        generator, side = self._generator(example, epoch, _CROP), self.view.crop // self._stride
+        height, width = next(iter(stored.values())).shape[1:]
+        top, left = random_integer(height - side, generator), random_integer(width - side, generator)
+        return {role: value[:, top : top + side, left : left + side].float() for role, value in stored.items()}
 
     @torch.no_grad()
     def _encode(self, batch: list[tuple[Example, int]]) -> None:
         parameter = next(self.vae.parameters())
-        views, owners = [], []
+        views: dict[tuple[int, int], list] = {}  # by size: images of one size are encoded together
         for number, (example, variant) in enumerate(batch):
             for role, path in self.roles(example).items():
-                views.append(to_tensor(self._view(load_rgb(path), example, variant, role)))
-                owners.append((number, role))
-        images = torch.stack(views).to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
-        latents = encode_mode(self.vae, images).half().cpu()  # [N, C, h, w]
+                view = self._view(load_rgb(path), example, variant, role)
+                views.setdefault(view.size, []).append((number, role, to_tensor(view)))
         entries: list[dict[str, Tensor]] = [{} for _ in batch]
-        for (number, role), latent in zip(owners, latents, strict=True):
-            entries[number][role] = latent.contiguous()
+        for same in views.values():
+            images = torch.stack([view for _, _, view in same])
+            images = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+            latents = encode_mode(self.vae, images).half().cpu()  # [N, C, h, w]
+            for (number, role, _), latent in zip(same, latents, strict=True):
+                entries[number][role] = latent.contiguous()
         for (example, variant), entry in zip(batch, entries, strict=True):
             _write(self._path(example, variant), lambda path, entry=entry: save_file(entry, path))
 
-    def _geometry(self, example: Example, variant: int) -> torch.Generator:
+    def _generator(self, example: Example, number: int, purpose: int) -> torch.Generator:
         content = int(_key(sorted(file_hash(p) for p in (example.visible, example.infrared) if p))[:15], 16)
-        return torch.Generator().manual_seed(mix_seed(self.seed, content, variant))
+        return torch.Generator().manual_seed(mix_seed(self.seed, content, number, purpose))
 
     def _view(self, image: Image.Image, example: Example, variant: int, role: str) -> Image.Image:
-        generator, view = self._geometry(example, variant), self.view
+        generator, view = self._generator(example, variant, _VIEW), self.view
+        flip = view.flip and bool(torch.rand((), generator=generator) < 0.5)
+        zoom = 1 + (view.zoom - 1) * float(torch.rand((), generator=generator))
         # As the pipeline does it: no colour between those of two regions.
         resampling = Image.Resampling.NEAREST if role == "segmentation" else Image.Resampling.BICUBIC
-        image = resize_shorter(image, view.resize, resampling)
-        left = random_integer(image.width - view.crop, generator)
-        top = random_integer(image.height - view.crop, generator)
-        flip = view.flip and bool(torch.rand((), generator=generator) < 0.5)
-        side = round(view.crop / (1 + (view.zoom - 1) * float(torch.rand((), generator=generator))))
-        left += random_integer(view.crop - side, generator)
-        top += random_integer(view.crop - side, generator)
-        image = image.resize((view.crop, view.crop), resampling, (left, top, left + side, top + side))
+        image = resize_shorter(image, round(view.resize * zoom), resampling)
+        # Whole latents, and of a panorama a part: the crop is cut from the latents.
+        width, height = (min(side, 2 * view.crop) // self._stride * self._stride for side in image.size)
+        left = random_integer(image.width - width, generator)
+        top = random_integer(image.height - height, generator)
+        image = image.crop((left, top, left + width, top + height))
         if role == "visible" and view.jitter:
             image = _expose_differently(image, view.jitter, generator)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
@@ -217,6 +233,12 @@ def _expose_differently(image: Image.Image, jitter: float, generator: torch.Gene
     gamma, contrast, colour = ((2 * torch.rand(3, generator=generator) - 1) * jitter).exp().tolist()
     image = image.point([round(255 * (value / 255) ** gamma) for value in range(256)] * 3)
     return ImageEnhance.Color(ImageEnhance.Contrast(image).enhance(contrast)).enhance(colour)
+
+
+def latent_stride(vae: torch.nn.Module) -> int:
+    """Pixels per latent along one side."""
+    channels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+    return 2 ** (len(channels) - 1)
 
 
 def encode_mode(vae: torch.nn.Module, images: Tensor) -> Tensor:

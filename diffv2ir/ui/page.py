@@ -10,6 +10,7 @@ import gradio as gr
 
 from diffv2ir.ui.api import Api
 from diffv2ir.ui.batch import BatchTab
+from diffv2ir.ui.grid import GridTab
 from diffv2ir.ui.history import HistoryTab
 from diffv2ir.ui.model import Model
 from diffv2ir.ui.session import Session
@@ -87,7 +88,13 @@ class Page:
         return self.model.get()
 
     def build(self) -> gr.Blocks:
-        tabs = {"Translate": self.translate, "Batch": BatchTab(self), "Video": VideoTab(self), "History": self.history}
+        tabs = {
+            "Translate": self.translate,
+            "Grid": GridTab(self),
+            "Batch": BatchTab(self),
+            "Video": VideoTab(self),
+            "History": self.history,
+        }
         with gr.Blocks(title="DiffV2IR", delete_cache=(_SESSION_SECONDS, _SESSION_SECONDS)) as demo:
             self.session = gr.State(Session, time_to_live=_SESSION_SECONDS)
             gr.Markdown(_INTRODUCTION)

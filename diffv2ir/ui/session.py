@@ -14,6 +14,7 @@ from diffv2ir import imaging
 from diffv2ir.imaging import ImageSource
 
 if TYPE_CHECKING:
+    from diffv2ir.grid import CellResult
     from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline, Output
 
 # Results that a session keeps: each holds its photo and pictures in memory.
@@ -52,7 +53,7 @@ class Result:
 
 
 class Session:
-    """The understanding of the last photos, the last results, and whether the running work should stop.
+    """The understanding of the last photos, the last results, the last grid, and whether the work should stop.
 
     A photo's caption and segmentation map are made once (`understand`); a changed caption, map or resolution costs a
     text embedding and an encoding (`condition`).
@@ -61,6 +62,8 @@ class Session:
     def __init__(self, capacity: int = 8):
         self.cancelled = False
         self.restored = False
+        self.grid: list[CellResult] = []
+        self.evaluation_seconds = 0.0  # of the UNet, as last measured; 0 = not yet
         self.results: deque[Result] = deque(maxlen=_RESULTS)
         self._understood = BoundedCache(capacity)
         self._conditioned = BoundedCache(capacity)
@@ -69,6 +72,8 @@ class Session:
     def add(self, photo: Image.Image, output: Output) -> Result:
         """Keep a result; the oldest goes when there are too many."""
         self._count += 1
+        if output.evaluations:
+            self.evaluation_seconds = output.timings.get("denoise", 0.0) / output.evaluations
         self.results.append(Result(self._count, photo, output))
         return self.results[-1]
 
