@@ -1,10 +1,11 @@
-"""The command line: `python -m diffv2ir translate PHOTO... --out DIR` and `python -m diffv2ir evaluate --data DIR`."""
+"""The command line: `python -m diffv2ir translate PHOTO... --out DIR`, `evaluate --data DIR`, `compare A B`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import typing
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 NO_SEGMENTATION = "none"
+CONDITIONS = ("caption", "map")
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -66,9 +68,21 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--sheet", type=Path, metavar="FILE", help="write a picture: visible | map | ours | real")
     evaluate.add_argument("--sheet-scenes", type=int, default=24, metavar="N", help="scenes on the sheet (default: 24)")
     evaluate.add_argument("--batch-size", type=int, default=4, metavar="N", help="images at a time (default: 4)")
+    evaluate.add_argument(
+        "--without",
+        choices=CONDITIONS,
+        action="append",
+        default=[],
+        help="switch a condition off, to see what it gives",
+    )
     add_model_arguments(evaluate)
     add_settings_arguments(evaluate)
     evaluate.set_defaults(run=run_evaluate)
+
+    compare = commands.add_parser("compare", help="compare two evaluations image by image")
+    compare.add_argument("first", type=Path, metavar="FIRST", help="a file that evaluate --json wrote")
+    compare.add_argument("second", type=Path, metavar="SECOND", help="another one, of the same images or some of them")
+    compare.set_defaults(run=run_compare)
     return parser
 
 
@@ -226,7 +240,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     settings = settings.replace(seed=settings.seed or 0)
     with tqdm(total=len(examples), unit="image") as bar:
         translations = translate_examples(
-            pipe, examples, settings, options.batch_size, lambda done, total: bar.update(done - bar.n)
+            pipe, examples, settings, options.batch_size, lambda done, total: bar.update(done - bar.n), options.without
         )
     report = score(translations, settings)
     print(report.table())
@@ -235,6 +249,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
         "split": options.split,
         "kind": options.kind,
         "source": options.source,
+        "without": options.without,
         **report.to_dict(),
     }
     if options.json:
@@ -242,3 +257,33 @@ def run_evaluate(options: argparse.Namespace) -> int:
     if options.sheet:
         save_sheet(spread(translations, options.sheet_scenes), options.sheet)
     return OK
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    from diffv2ir.bootstrap import compare
+
+    first, second = (_read_images(path) for path in (options.first, options.second))
+    common = [key for key in first if key in second]
+    if not common:
+        raise CommandError(f"{options.first} and {options.second} have no image in common")
+    print(f"{options.first} less {options.second}, {len(common)} images of {len(first)} and {len(second)}")
+    for name, unit in (("psnr", " dB"), ("ssim", "")):
+        result = compare([first[key][name] for key in common], [second[key][name] for key in common])
+        low, high = result.interval
+        print(
+            f"{name.upper()}: {result.difference:+.3f}{unit} (95 %: {low:+.3f} to {high:+.3f}), "
+            f"better on {result.win_rate:.0%} of the images"
+        )
+    return OK
+
+
+def _read_images(path: Path) -> dict[str, dict[str, float]]:
+    """PSNR and SSIM by example of an evaluation's file; equal images are written as null there."""
+    try:
+        images = json.loads(path.read_text(encoding="utf-8"))["images"]
+        return {
+            key: {name: math.inf if row[name] is None else float(row[name]) for name in ("psnr", "ssim")}
+            for key, row in images.items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CommandError(f"{path} is not a file that evaluate --json wrote: {error}") from error

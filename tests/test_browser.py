@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,10 @@ def shoot(page, name: str) -> None:
 
 
 def wait_for_status(page, pattern: str) -> str:
-    """The status line once it matches."""
+    """The status line of the open tab once it matches."""
     handle = page.wait_for_function(
-        "(pattern) => { const line = document.querySelector('.status [role=status]').innerText;"
-        " return RegExp(pattern).test(line) && line; }",
+        "(pattern) => [...document.querySelectorAll('.status')].filter((line) => line.offsetParent)"
+        ".map((line) => line.innerText.trim()).find((line) => RegExp(pattern).test(line))",
         arg=pattern,
     )
     return handle.json_value()
@@ -180,6 +181,43 @@ def test_the_view_is_switched(page, photos):
             arg=before,
         )
         shoot(page, f"view-{view.lower()}")
+
+
+def test_a_cell_of_a_grid_gives_its_settings(page, photos):
+    upload(page, photos[0])
+    page.get_by_role("tab", name="Grid").click()
+    grid = page.get_by_role("tabpanel").filter(visible=True).first
+    grid.get_by_label("Values of the columns").fill("0.5, 3")
+    grid.get_by_label("Values of the rows").fill("1-2")
+    wait_for_status(page, "^4 cells, ")
+    shoot(page, "grid-cost")
+    grid.get_by_role("button", name="Start").click()
+    wait_for_status(page, "^Done: 4 of 4 cells")
+    cells = grid.locator("button.gallery-item, .thumbnail-item, .grid-container button").filter(visible=True)
+    assert cells.count() == 4
+    shoot(page, "grid")
+    cells.nth(1).click()
+    wait_for_status(page, "now has: .*s_T 3,")
+    page.get_by_role("tab", name="Translate").click()
+    unfold(page, "Guidance, sampling and style")
+    assert page.get_by_role("spinbutton", name=re.compile("Text scale")).first.input_value() == "3"
+
+
+def test_a_batch_names_the_broken_file_and_zips_the_rest(page, photos, tmp_path):
+    broken = tmp_path / "note.png"
+    broken.write_text("not a picture")
+    page.get_by_role("tab", name="Batch").click()
+    batch = page.get_by_role("tabpanel").filter(visible=True).first
+    batch.locator("input[type=file]").first.set_input_files([str(path) for path in (*photos, broken)])
+    batch.get_by_role("button", name="Start").click()
+    wait_for_status(page, "^Done: 3 of 4 photos translated, 1 failed")
+    assert "note.png" in batch.inner_text()
+    shoot(page, "batch")
+    with page.expect_download() as download:
+        batch.locator("a[download]").first.click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        names = archive.namelist()
+    assert {name for name in names if name.endswith("_ir.png")} == {f"{path.stem}_ir.png" for path in photos}
 
 
 @pytest.mark.parametrize("name, width, scheme", [("phone", 390, "light"), ("phone-dark", 390, "dark")])

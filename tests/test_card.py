@@ -13,13 +13,16 @@ TEMPLATE = Path(__file__).parent.parent / "train" / "card.md"
 
 
 def score(psnr: float) -> dict:
-    return {"count": 4, "psnr": psnr, "ssim": 0.5, "frechet_efficientnet_lite0": None}
+    intervals = {"psnr_interval": [psnr - 1, psnr + 1], "ssim_interval": [0.4, 0.6]}
+    return {"count": 4, "psnr": psnr, "ssim": 0.5, "frechet_efficientnet_lite0": None, **intervals}
 
 
 def write_scores(path: Path, cameras: dict[str, float]) -> Path:
     model = {camera: score(psnr) for camera, psnr in cameras.items()}
     gray = {camera: score(9.87) for camera in cameras}
-    path.write_text(json.dumps({"settings": {"steps": 8}, "model": model, "visible_gray": gray}))
+    constant = {camera: score(10.25) for camera in cameras}
+    scores = {"model": model, "visible_gray": gray, "constant": constant}
+    path.write_text(json.dumps({"settings": {"steps": 8}, **scores}))
     return path
 
 
@@ -46,8 +49,8 @@ def files(tmp_path) -> dict:
 
 def test_card_shows_the_measured_numbers(files):
     text = write_card(TEMPLATE, **files).read_text()
-    assert "| cidis | 4 | 12.34 | 0.500 | – | 9.87 | 0.500 | – |" in text
-    assert "| `campus` | cidis | 4 | 13.57 | 0.500 | – | 12.34 | 0.500 | – |" in text
+    assert "| cidis | 4 | 12.34 (11.3–13.3) | 0.500 (0.40–0.60) | – | 10.25 | 0.500 | 9.87 | 0.500 | – |" in text
+    assert "| `campus` | cidis | 4 | 13.57 (12.6–14.6) | 0.500 (0.40–0.60) | – | 12.34 | 0.500 | – |" in text
     assert "| unet | 1.50 M | 3.0 |" in text
     assert "100 × 8 | 1.800 → 1.000 | 5 |" in text  # 100 steps of 3 s
     assert "| steps 8 | 13.21 |" in text

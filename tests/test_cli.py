@@ -229,7 +229,8 @@ def test_evaluate(loaded, data, tmp_path, capsys):
     places = ["--json", tmp_path / "new" / "scores.json", "--sheet", tmp_path / "sheet.png"]
     assert evaluate(data, "--split", "train", "--limit", 2, *places) == 0
     printed = capsys.readouterr().out
-    assert [line.split()[:2] for line in printed.splitlines()[1:-1]] == [["even", "1"], ["odd", "1"], ["all", "2"]]
+    lines = [line for line in printed.splitlines() if " model " in line]
+    assert [line.split()[:2] for line in lines] == [["even", "1"], ["odd", "1"], ["all", "2"]]
     record = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert (record["bundle"], record["split"], record["kind"]) == ("tiny", "train", "pairs")
     assert record["model"]["all"]["count"] == 2 and record["settings"]["seed"] == 5
@@ -240,7 +241,7 @@ def test_evaluate(loaded, data, tmp_path, capsys):
 
 def test_evaluate_one_camera(loaded, data, capsys):
     assert evaluate(data, "--split", "train", "--source", "odd", "--limit", 1) == 0
-    lines = capsys.readouterr().out.splitlines()[1:-1]
+    lines = [line for line in capsys.readouterr().out.splitlines() if " model " in line]
     assert [line.split()[:2] for line in lines] == [["odd", "1"], ["all", "1"]]
 
 
@@ -268,3 +269,23 @@ def test_evaluation_checks_its_results_place_first(data, tmp_path, capsys, monke
     assert "scores.json cannot be written" in capsys.readouterr().err
     assert evaluate(tmp_path) == 2
     assert "is not a dataset" in capsys.readouterr().err
+
+
+def test_compare_names_the_better_one(tmp_path, capsys):
+    rows = {f"scene{n}": {"psnr": 10.0 + n, "ssim": 0.4} for n in range(5)}
+    better = {key: {"psnr": row["psnr"] + 1, "ssim": 0.4} for key, row in rows.items()}
+    better["scene9"] = {"psnr": None, "ssim": 1.0}  # equal images
+    for name, images in (("a", better), ("b", rows)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"images": images}))
+    assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "5 images of 6 and 5" in lines[0]
+    assert lines[1] == "PSNR: +1.000 dB (95 %: +1.000 to +1.000), better on 100% of the images"
+    assert lines[2] == "SSIM: +0.000 (95 %: +0.000 to +0.000), better on 50% of the images"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": {"a": {"psnr": 1}}}'])
+def test_compare_refuses_other_files(content, tmp_path, capsys):
+    (tmp_path / "a.json").write_text(content)
+    assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 2
+    assert "a.json is not a file that evaluate --json wrote" in capsys.readouterr().err

@@ -14,7 +14,13 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextMo
 
 from diffv2ir.data import read_examples
 from diffv2ir.training import segmenter as segmenter_module
-from diffv2ir.training.autoencoder import AutoencoderConfig, latent_std, reconstruction_loss, train_autoencoder
+from diffv2ir.training.autoencoder import (
+    AutoencoderConfig,
+    colour_loss,
+    latent_std,
+    reconstruction_loss,
+    train_autoencoder,
+)
 from diffv2ir.training.captioner import CaptionerConfig, build_processor, plain_caption, train_captioner
 from diffv2ir.training.captioner import _augment as augment
 from diffv2ir.training.loop import LoopConfig
@@ -236,5 +242,15 @@ def test_edges_count_in_the_reconstruction_loss():
 def test_colour_counts_more_than_brightness_in_the_reconstruction_loss():
     target = torch.zeros(1, 3, 4, 4)
     red = torch.tensor([0.6, 0.0, 0.0])[None, :, None, None].expand_as(target)
-    chroma = (0.4 + 0.2 + 0.2) / 3
-    assert reconstruction_loss(red, target) == pytest.approx(0.2 + 2 * chroma)
+    chroma = (0.4**2 + 0.2**2 + 0.2**2) / 3
+    assert reconstruction_loss(red, target) == pytest.approx(0.2 + 6 * chroma)
+
+
+def test_colour_that_is_uncertain_is_guessed_by_its_mean():
+    saturated, gray = torch.tensor([1.0, -1.0, -1.0]), torch.zeros(3)
+    images = torch.stack([saturated, gray, gray])[:, :, None, None].expand(3, 3, 8, 8)
+    guesses = [
+        share * (saturated - saturated.mean())[None, :, None, None].expand(3, 3, 1, 1) for share in (0, 1 / 3, 1)
+    ]
+    losses = [float(colour_loss(guess, images)) for guess in guesses]
+    assert min(losses) == losses[1]

@@ -66,7 +66,7 @@ def test_an_example_scores_the_same_among_others(pipe, examples, translations):
 
 def test_scores_are_means_per_camera(translations):
     report = score(translations, SETTINGS)
-    assert list(report.model) == list(report.visible_gray) == ["even", "odd", OVERALL]
+    assert list(report.model) == list(report.visible_gray) == list(report.constant) == ["even", "odd", OVERALL]
     assert [report.model[camera].count for camera in report.model] == [2, 1, 3]
     groups = {"even": [0, 2], "odd": [1], OVERALL: [0, 1, 2]}
     for camera, rows in groups.items():
@@ -92,13 +92,45 @@ def test_perfect_translations(translations):
 def test_table_and_json(translations):
     report = score(translations, SETTINGS)
     lines = report.table().splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == ["even", "odd", OVERALL]
-    assert lines[-2].split()[1:4] == ["3", f"{report.model[OVERALL].psnr:.2f}", f"{report.model[OVERALL].ssim:.3f}"]
+    methods = ("model", "visible_gray", "constant")
+    wanted = [(camera, method) for camera in ("even", "odd", OVERALL) for method in methods]
+    assert [(line.split()[0], line.split()[2]) for line in lines[1:-1]] == wanted
+    overall = report.model[OVERALL]
+    assert lines[-4].split()[1:4] == ["3", "model", f"{overall.psnr:.2f}"]
+    assert f"{overall.ssim:.3f}" in lines[-4] and f"{overall.psnr_interval[0]:.2f} to" in lines[-4]
     assert "not comparable with FID" in lines[-1]
     values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert GenerationSettings.from_dict(values["settings"]) == SETTINGS
     assert values["model"]["even"]["psnr"] == report.model["even"].psnr
     assert values["visible_gray"]["odd"]["count"] == 1 and "256 px" in values["protocol"]
+
+
+def test_intervals_hold_the_mean_and_images_are_kept(translations):
+    report = score(translations, SETTINGS)
+    for camera, value in report.model.items():
+        assert value.psnr_interval[0] <= value.psnr <= value.psnr_interval[1], camera
+        assert (value.psnr_interval[0] < value.psnr_interval[1]) == (value.count > 1)
+    assert report.to_dict()["images"] == {
+        t.example.id: {"psnr": psnr(t.infrared, t.real), "ssim": ssim(t.infrared, t.real)} for t in translations
+    }
+
+
+def test_the_constant_is_the_mean_of_its_camera(translations):
+    groups = {"even": [0, 2], "odd": [1]}
+    report = score(translations, SETTINGS)
+    for camera, rows in groups.items():
+        real = [np.asarray(translations[row].real) for row in rows]
+        level = np.full_like(real[0], round(np.mean(real)))
+        assert report.constant[camera].psnr == pytest.approx(
+            statistics.fmean(psnr(level, image.copy()) for image in real)
+        )
+        assert report.constant[camera].frechet_efficientnet_lite0 is None
+
+
+def test_conditions_can_be_left_out(pipe, examples, translations):
+    one = translate_examples(pipe, examples[1:2], SETTINGS, without=("caption", "map"))[0]
+    assert one.caption == "" and one.segmentation.getcolors() == [(EVALUATION_SIZE**2, (0, 0, 0))]
+    assert not np.array_equal(np.asarray(one.infrared), np.asarray(translations[1].infrared))
 
 
 def test_evaluate_is_translate_and_score(pipe, examples, translations):

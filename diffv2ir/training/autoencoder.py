@@ -35,6 +35,7 @@ class AutoencoderConfig:
         latent_noise: standard deviation of the noise on the latents; the decoder limits them to [-3, 3].
         map_share: of the images; visible_share: of the others. The rest is infrared.
         saturation: the colours of half of the visible crops are stretched by up to this factor.
+        colour_weight: of the loss of the colours read off the latents.
         statistics_images: how many infrared images the scaling factor is measured on.
     """
 
@@ -48,18 +49,25 @@ class AutoencoderConfig:
     visible_share: float = 0.4
     map_share: float = 0.3
     saturation: float = 2.0
+    colour_weight: float = 2.0
     statistics_images: int = 128
 
 
 class AutoencoderObjective(nn.Module):
-    """Images (N, 3, H, W) and latent noise (N, C, h, w) -> reconstructions (N, 3, H, W), in one forward pass."""
+    """Images (N, 3, H, W) and latent noise (N, C, h, w) -> reconstructions (N, 3, H, W) and colours (N, 3, h, w).
+
+    The colours are read off the latents by one linear layer, which is not kept. It gives the encoder a reason to let
+    colour through before the decoder can use it; without, both wait for each other, and most images are nearly gray.
+    """
 
     def __init__(self, vae: AutoencoderTiny):
         super().__init__()
         self.vae = vae
+        self.colours = nn.Conv2d(vae.config.latent_channels, vae.config.in_channels, 1)
 
-    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        return self.vae.decode(self.vae.encode(images).latents + noise).sample
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.vae.encode(images).latents
+        return self.vae.decode(latents + noise).sample, self.colours(latents)
 
 
 def train_autoencoder(examples: Sequence[Example], output: Path, config: AutoencoderConfig) -> Path:
@@ -90,8 +98,10 @@ def train_autoencoder(examples: Sequence[Example], output: Path, config: Autoenc
             noise.append(torch.randn(config.latent_channels, side, side, generator=generator))
         device = next(model.parameters()).device
         target = torch.stack(images).to(device, memory_format=torch.channels_last)
-        reconstruction = model(target, config.latent_noise * torch.stack(noise).to(device))
-        return {"loss": reconstruction_loss(reconstruction, target)}
+        reconstruction, colours = model(target, config.latent_noise * torch.stack(noise).to(device))
+        colour = colour_loss(colours, target)
+        loss = reconstruction_loss(reconstruction, target) + config.colour_weight * colour
+        return {"loss": loss, "colour": colour.detach()}
 
     loop = Loop(
         config.loop, output, objective, loss, len(visible) + len(infrared), name="autoencoder",
@@ -127,12 +137,25 @@ def keep_signal(vae: AutoencoderTiny) -> None:
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Absolute error, that of differences between neighbours, which keeps edges, and that of colour averaged over
-    4 x 4 pixels: most of a batch is nearly gray, and colour would be learnt last."""
+    """Absolute error, that of differences between neighbours, which keeps edges, and that of colour, squared.
+
+    Most pixels are nearly gray, so the best guess by the absolute error is gray as long as the colour is uncertain, and
+    colour would never be learnt; by the squared error it is the mean.
+    """
     error = prediction - target
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    colour = F.avg_pool2d(error - error.mean(dim=1, keepdim=True), 4).abs().mean()
-    return error.abs().mean() + 0.5 * edges + 2 * colour
+    colour = F.avg_pool2d(from_gray(error), 4).square().mean()
+    return error.abs().mean() + 0.5 * edges + 6 * colour
+
+
+def colour_loss(colours: Tensor, target: Tensor) -> Tensor:
+    """Squared error of colours (N, 3, h, w) against the mean distance from gray in the pixels of each latent."""
+    return (colours - F.adaptive_avg_pool2d(from_gray(target), colours.shape[-2:])).square().mean()
+
+
+def from_gray(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) less their brightness."""
+    return images - images.mean(dim=1, keepdim=True)
 
 
 @torch.no_grad()

@@ -35,14 +35,18 @@ def stage_table(run: Path) -> str:
 
 
 def score_table(scores: Mapping[str, Any]) -> str:
-    """PSNR, SSIM and Fréchet distance per camera of one evaluation, beside the visible image turned gray."""
+    """PSNR, SSIM and Fréchet distance per camera of one evaluation, beside a constant and the gray visible image.
+
+    Ours have their 95 % intervals.
+    """
     lines = [
-        "| camera | pairs | PSNR | SSIM | Fréchet | gray: PSNR | SSIM | Fréchet |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| camera | pairs | PSNR | SSIM | Fréchet | constant: PSNR | SSIM | gray: PSNR | SSIM | Fréchet |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for camera, ours in scores["model"].items():
-        cells = [f"{_cells(ours)} | {_cells(scores['visible_gray'][camera])}"]
-        lines.append(f"| {camera} | {ours['count']} | {cells[0]} |")
+        constant, gray = scores["constant"][camera], scores["visible_gray"][camera]
+        cells = f"{_cells(ours, True)} | {constant['psnr']:.2f} | {constant['ssim']:.3f} | {_cells(gray)}"
+        lines.append(f"| {camera} | {ours['count']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -56,7 +60,7 @@ def style_table(general: Mapping[str, Any], styles: Mapping[str, Mapping[str, An
         (camera,) = [name for name in scores["model"] if name != "all"]
         ours = scores["model"][camera]
         before = general["model"][camera]
-        lines.append(f"| `{style}` | {camera} | {ours['count']} | {_cells(ours)} | {_cells(before)} |")
+        lines.append(f"| `{style}` | {camera} | {ours['count']} | {_cells(ours, True)} | {_cells(before)} |")
     return "\n".join(lines)
 
 
@@ -160,6 +164,10 @@ def _with_steps(entries: list[dict[str, float]]):
         before = entry["step"]
 
 
-def _cells(score: Mapping[str, Any]) -> str:
+def _cells(score: Mapping[str, Any], intervals: bool = False) -> str:
     frechet = score["frechet_efficientnet_lite0"]
-    return f"{score['psnr']:.2f} | {score['ssim']:.3f} | {'–' if frechet is None else f'{frechet:.0f}'}"
+    psnr, ssim = f"{score['psnr']:.2f}", f"{score['ssim']:.3f}"
+    if intervals:
+        psnr += " ({:.1f}–{:.1f})".format(*score["psnr_interval"])
+        ssim += " ({:.2f}–{:.2f})".format(*score["ssim_interval"])
+    return f"{psnr} | {ssim} | {'–' if frechet is None else f'{frechet:.0f}'}"

@@ -82,7 +82,7 @@ class GridTab:
             label="The whole grid", interactive=False, format="png", buttons=["download", "fullscreen"]
         )
         self.files = gr.File(
-            label="Grid (PNG), cells (zip), table (CSV)", file_count="multiple", interactive=False, height=140
+            label="Grid (PNG), cells (zip), table (CSV)", file_count="multiple", interactive=False, height=190
         )
 
     def connect(self) -> None:
