@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from diffv2ir import bundle
 from diffv2ir.data import DataError, read_examples
+from diffv2ir.phases import draw_phases
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training import phases, validation
 from diffv2ir.training.cache import ViewConfig
@@ -350,6 +351,16 @@ def test_packed_bundle_is_in_half_precision_and_has_the_styles(chain, photo, tmp
     assert pipe(photo, pipe.default_settings.replace(seed=1, style="dusk")).image.size == photo.size
     for path in packed.rglob("*.json"):
         assert str(chain.results["2"].parent.parent) not in path.read_text(), path
+
+
+def test_a_bundle_can_hold_base_and_phase_1(chain, photo, tmp_path):
+    early = (chain.results["base"], chain.results["1"])
+    packed = pack_bundle(chain.results["2"], {}, tmp_path / "packed", "small", {"steps": 1}, early)
+    pipe = DiffV2IRPipeline.from_pretrained(packed)
+    pictures = list(draw_phases(pipe, pipe.prepare(photo, caption="a tree"), pipe.default_settings))
+    assert [picture.name for picture in pictures] == ["base", "phase 1", "phase 2"]
+    for path in (packed / "phases").rglob("*.safetensors"):
+        assert {value.dtype for value in load_file(path).values()} == {torch.float16}, path
 
 
 def test_phase_2_goes_on_from_a_packed_bundle(chain, tmp_path):

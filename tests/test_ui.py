@@ -265,3 +265,23 @@ def test_a_dropped_result_restores_its_settings(bundle_folder, pipe, conditionin
         assert changes[tab.settings["seed"]] == 11 and changes[tab.caption] == output.caption
     else:
         assert tab.photo not in changes
+
+
+def test_the_phases_come_one_by_one_and_can_be_stopped(pipe, photo_file):
+    page = Page(Model.ready(pipe))
+    page.build()
+    tab, session = page.translate, Session()
+    settings = {**pipe.default_settings.replace(seed=5).to_dict(), "new_seed": False, "use_map": True}
+    data = {**settings, "session": session, "photo": str(photo_file), "caption": "a tree", "use_caption": True}
+    data["own_map"] = None
+    changes = list(tab.phases.show(data))
+    assert "Done: 2 of 2 phases" in changes[-1][tab.status]
+    galleries = [change[tab.phases.gallery] for change in changes if tab.phases.gallery in change]
+    assert [[label for _, label in gallery] for gallery in galleries] == [
+        [], ["phase 2"], ["phase 2", "phase 3, night"]
+    ]  # fmt: skip
+    told = []
+    for change in tab.phases.show(data):
+        told.append(change)
+        session.cancelled = True
+    assert "Stopped: 0 of 2 phases" in told[-1][tab.status]

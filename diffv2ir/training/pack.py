@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from diffv2ir import bundle
+from diffv2ir import bundle, phases
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training.loop import write_atomically
 
@@ -16,22 +18,33 @@ from diffv2ir.training.loop import write_atomically
 MAX_FILE_SIZE = "15MB"
 
 
-def pack_bundle(general: Path, styles: dict[str, Path], target: Path, name: str, defaults: dict) -> Path:
+def pack_bundle(
+    general: Path,
+    styles: dict[str, Path],
+    target: Path,
+    name: str,
+    defaults: dict,
+    early: tuple[Path, Path] | None = None,
+) -> Path:
     """Write a bundle: the components of `general` and the adapters of other bundles, all in half precision.
 
     Args:
         styles: style name -> the bundle (a phase-3 result) that holds it.
         defaults: changes to the general bundle's default settings.
+        early: the results of base and phase 1; given, the bundle holds these phases too (`diffv2ir.phases`).
     """
 
     def write(folder: Path) -> None:
         pipe = DiffV2IRPipeline.from_pretrained(general, dtype=torch.float16)
         pipe.save_pretrained(folder, max_shard_size=MAX_FILE_SIZE)
         for style, source in styles.items():
-            adapter = load_file(source / bundle.STYLES / style / bundle.ADAPTER)
-            (folder / bundle.STYLES / style).mkdir(parents=True, exist_ok=True)
-            halves = {key: value.half().contiguous() for key, value in adapter.items()}
-            save_file(halves, folder / bundle.STYLES / style / bundle.ADAPTER, _metadata(source, style))
+            _pack_adapter(source / bundle.STYLES / style, folder / bundle.STYLES / style)
+        if early:
+            base, phase1 = early
+            unet = UNet2DConditionModel.from_pretrained(base / "unet", dtype=torch.float16)
+            unet.save_pretrained(folder / phases.FOLDER / phases.BASE, max_shard_size=MAX_FILE_SIZE)
+            adapter = phase1 / bundle.STYLES / phases.INFRARED
+            _pack_adapter(adapter, folder / phases.FOLDER / phases.INFRARED)
         index = json.loads((folder / bundle.INDEX).read_text())
         index["styles"] = list(dict.fromkeys([*index["styles"], *styles]))
         index["defaults"] = pipe.default_settings.replace(**defaults).to_dict()
@@ -57,9 +70,9 @@ def _tidy_config(path: Path) -> None:
         path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
-def _metadata(source: Path, style: str) -> dict[str, str] | None:
-    """What diffusers keeps in an adapter's header: rank, alpha and targets."""
-    from safetensors import safe_open
-
-    with safe_open(source / bundle.STYLES / style / bundle.ADAPTER, "pt") as weights:
-        return weights.metadata()
+def _pack_adapter(source: Path, target: Path) -> None:
+    """An adapter in half precision; its header holds rank, alpha and targets, as diffusers keeps them."""
+    target.mkdir(parents=True, exist_ok=True)
+    with safe_open(source / bundle.ADAPTER, "pt") as weights:
+        halves = {key: weights.get_tensor(key).half().contiguous() for key in weights.keys()}
+        save_file(halves, target / bundle.ADAPTER, weights.metadata())

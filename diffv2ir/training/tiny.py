@@ -53,11 +53,12 @@ class Stage:
     run: Callable[[], Path]
 
 
-def train_tiny(data: Path, output: Path, configs: Path) -> Path:
+def train_tiny(data: Path, output: Path, configs: Path, hold_phases: bool = False) -> Path:
     """Train every component on `data` (a dataset folder) and pack the bundle into `output/bundle`.
 
     Args:
         configs: folder with one YAML file a stage (`train/configs/tiny`).
+        hold_phases: pack base and phase 1 too, so that the page can show a photo through all phases.
 
     Raises:
         DataError: before anything is trained, naming the files.
@@ -68,7 +69,7 @@ def train_tiny(data: Path, output: Path, configs: Path) -> Path:
     train, validation = split_validation(everything)
     if not any(example.visible and example.caption for example in train):
         raise DataError(f"{data} has no captions: text encoder and captioner cannot learn from it")
-    stages = _stages(train, validation, output, configs)
+    stages = _stages(train, validation, output, configs, hold_phases)
     total, spent, expected = sum(stage.minutes for stage in stages), 0.0, 0.0
     for number, stage in enumerate(stages, start=1):
         pace = max(0.2, min(5.0, spent / expected)) if expected > 5 else 1.0
@@ -86,7 +87,9 @@ def train_tiny(data: Path, output: Path, configs: Path) -> Path:
     return output / "bundle"
 
 
-def _stages(train: list[Example], validation: list[Example], output: Path, configs: Path) -> list[Stage]:
+def _stages(
+    train: list[Example], validation: list[Example], output: Path, configs: Path, hold_phases: bool
+) -> list[Stage]:
     parts, vlum, cache = output / "parts", output / "vlum", output / "cache"
     phase2 = output / "phase2"
 
@@ -109,14 +112,15 @@ def _stages(train: list[Example], validation: list[Example], output: Path, confi
         Stage("phase 1, infrared prior", 4, phase("phase1", output / "base" / "result")),
         Stage("phase 2, paired", 35, phase("phase2", output / "phase1" / "result", vlum=vlum)),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
-        Stage("packing", 0.2, lambda: pack(phase2 / "result", output)),
+        Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
     ]
 
 
-def pack(general: Path, output: Path) -> Path:
+def pack(general: Path, output: Path, hold_phases: bool = False) -> Path:
     """The bundle that is committed: `general` with the three styles, and its defaults."""
     styles = {style: output / f"phase3-{style}" / "result" for style in STYLES}
-    return pack_bundle(general, styles, output / "bundle", "tiny", DEFAULTS)
+    early = (output / "base" / "result", output / "phase1" / "result") if hold_phases else None
+    return pack_bundle(general, styles, output / "bundle", "tiny", DEFAULTS, early)
 
 
 def assemble(output: Path, parts: Path, vlum: Path) -> Path:

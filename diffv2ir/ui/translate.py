@@ -18,6 +18,7 @@ from diffv2ir.ui.examples import example_photos
 from diffv2ir.ui.restore import Restore
 from diffv2ir.ui.session import Result, Session
 from diffv2ir.ui.stream import Step, stream
+from diffv2ir.ui.training_phases import TrainingPhases
 from diffv2ir.ui.tuning import Tuning
 from diffv2ir.ui.upload import Upload
 from diffv2ir.ui.viewer import Viewer
@@ -45,7 +46,7 @@ class TranslateTab:
     def __init__(self, page: Page):
         self.page = page
         self.controls, self.viewer = Controls(page.facts), Viewer()
-        self.tuning, self.restore = Tuning(self), Restore(self)
+        self.tuning, self.phases, self.restore = Tuning(self), TrainingPhases(self), Restore(self)
         self.settings = self.controls.fields
         self.inputs: dict[str, gr.components.Component] = {}
 
@@ -67,6 +68,7 @@ class TranslateTab:
                 self.use_caption = gr.Checkbox(True, label="Use the caption")
             self.own_map = Upload(label="Your own segmentation map (optional)", sources=["upload"], height=180)
         self.tuning.build()
+        self.phases.build()
         self.restore.build()
 
     def _build_request(self) -> None:
@@ -144,6 +146,7 @@ class TranslateTab:
         self.controls.connect()
         self.viewer.connect(self.page.session)
         self.tuning.connect()
+        self.phases.connect()
         self.restore.connect()
 
     def _example(self, number: int) -> Changes:
