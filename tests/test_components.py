@@ -16,9 +16,9 @@ from diffv2ir.data import read_examples
 from diffv2ir.training import segmenter as segmenter_module
 from diffv2ir.training.autoencoder import (
     AutoencoderConfig,
-    colour_loss,
     latent_std,
     reconstruction_loss,
+    structure_latents,
     train_autoencoder,
 )
 from diffv2ir.training.captioner import CaptionerConfig, build_processor, plain_caption, train_captioner
@@ -47,7 +47,7 @@ COMPONENTS = {
     "autoencoder": Component(
         train_autoencoder,
         AutoencoderConfig,
-        dict(width=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1), crop=16, statistics_images=2),
+        dict(encoder_width=8, width=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1), crop=16, statistics_images=2),
         ["vae"],
     ),
     "text": Component(
@@ -246,11 +246,22 @@ def test_colour_counts_more_than_brightness_in_the_reconstruction_loss():
     assert reconstruction_loss(red, target) == pytest.approx(0.2 + 6 * chroma)
 
 
-def test_colour_that_is_uncertain_is_guessed_by_its_mean():
-    saturated, gray = torch.tensor([1.0, -1.0, -1.0]), torch.zeros(3)
-    images = torch.stack([saturated, gray, gray])[:, :, None, None].expand(3, 3, 8, 8)
-    guesses = [
-        share * (saturated - saturated.mean())[None, :, None, None].expand(3, 3, 1, 1) for share in (0, 1 / 3, 1)
-    ]
-    losses = [float(colour_loss(guess, images)) for guess in guesses]
-    assert min(losses) == losses[1]
+def test_structure_latents_are_linear_and_know_brightness_slope_and_colour():
+    generator = torch.Generator().manual_seed(0)
+    one, other = (2 * torch.rand(2, 3, 32, 24, generator=generator) - 1 for _ in range(2))
+    mixed = structure_latents(0.3 * one - 0.6 * other)
+    torch.testing.assert_close(mixed, 0.3 * structure_latents(one) - 0.6 * structure_latents(other))
+    assert mixed.shape == (2, 4, 4, 3)
+    gray = torch.full((1, 3, 8, 8), 0.5)
+    assert structure_latents(gray).flatten().tolist() == pytest.approx([1.0, 0, 0, 0])
+    left = torch.cat([torch.ones(1, 3, 8, 4), -torch.ones(1, 3, 8, 4)], dim=3)
+    assert structure_latents(left).flatten().tolist() == pytest.approx([0, 8.0, 0, 0])
+    assert structure_latents(left.mT).flatten().tolist() == pytest.approx([0, 0, 8.0, 0])
+    orange = torch.tensor([0.6, 0.0, -0.6])[None, :, None, None].expand(1, 3, 8, 8)
+    assert structure_latents(orange).flatten().tolist() == pytest.approx([0, 0, 0, 1.8], abs=1e-6)
+
+
+def test_latents_come_near_the_structure(examples, tmp_path):
+    train("autoencoder", examples, tmp_path, 60)
+    history = json.loads((tmp_path / "history.json").read_text())["history"]
+    assert np.mean([row["structure"] for row in history[-5:]]) < 0.7 * np.mean([r["structure"] for r in history[:5]])

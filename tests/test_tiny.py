@@ -26,7 +26,7 @@ CONFIGS = {
     },
     "captioner": {"loop": LOOP, "hidden_size": 16, "vision_layers": 1, "text_layers": 1, "heads": 2, "image_size": 32},
     "autoencoder": {
-        "loop": LOOP, "width": 8, "encoder_blocks": [1, 1], "decoder_blocks": [1, 1], "crop": 16,
+        "loop": LOOP, "encoder_width": 8, "width": 8, "encoder_blocks": [1, 1], "decoder_blocks": [1, 1], "crop": 16,
         "statistics_images": 1,
     },
     "base": {

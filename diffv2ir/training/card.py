@@ -23,9 +23,15 @@ STAGES = {
 
 
 def stage_table(run: Path) -> str:
-    """Steps, batch, mean loss over the first and the last log entry, and hours of every stage, as Markdown."""
+    """Steps, batch, mean loss over the first and the last log entry, and minutes of every stage, as Markdown.
+
+    A stage without a history was taken over from an earlier run: its component lies in `run` as it was.
+    """
     lines = ["| stage | steps × batch | loss, first → last | minutes |", "| --- | --- | --- | --- |"]
     for name, title in STAGES.items():
+        if not (run / name / "history.json").is_file():
+            lines.append(f"| {title} | taken over from an earlier run | | |")
+            continue
         loop, entries = _history(run / name)
         minutes = sum(entry["seconds_per_step"] * steps for entry, steps in _with_steps(entries)) / 60
         first, last = entries[0]["loss"], entries[-1]["loss"]
@@ -89,12 +95,13 @@ def draw_curves(run: Path, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(3, 4, figsize=(13, 8), layout="constrained")
-    for axis, name in zip(axes.flat, STAGES, strict=False):
+    trained = [name for name in STAGES if (run / name / "history.json").is_file()]
+    for axis, name in zip(axes.flat, trained, strict=False):
         _, entries = _history(run / name)
         axis.plot([entry["step"] for entry in entries], [entry["loss"] for entry in entries])
         axis.set_title(f"{name}: loss", fontsize=9)
     _, entries = _history(run / "phase2", only="validation/psnr")
-    for axis, key in zip(axes.flat[len(STAGES) :], ("psnr", "ssim"), strict=True):
+    for axis, key in zip(axes.flat[len(trained) :], ("psnr", "ssim"), strict=False):
         values = [entry[f"validation/{key}"] for entry in entries]
         axis.plot([entry["step"] for entry in entries], values, "o-")
         axis.set_title(f"phase2: validation {key.upper()}", fontsize=9)
