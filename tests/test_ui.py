@@ -285,3 +285,17 @@ def test_the_phases_come_one_by_one_and_can_be_stopped(pipe, photo_file):
         told.append(change)
         session.cancelled = True
     assert "Stopped: 0 of 2 phases" in told[-1][tab.status]
+
+
+def test_the_last_picture_can_be_had_with_16_bits(pipe, conditioning):
+    page = Page(Model.ready(pipe))
+    page.build()
+    session = Session()
+    with pytest.raises(ValueError, match="translate a photo first"):
+        page.translate.deep({"session": session})
+    output = pipe.generate(conditioning, pipe.default_settings.replace(seed=1))
+    session.add(conditioning.image, output)
+    update = page.translate.deep({"session": session})
+    with Image.open(update["value"]) as picture:
+        assert picture.mode == "I;16" and picture.size == output.image.size
+    assert update["visible"] and restore(update["value"]).settings.seed == 1

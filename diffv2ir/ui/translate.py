@@ -61,6 +61,9 @@ class TranslateTab:
             self.understood = gr.Textbox(label="Caption used", interactive=False, lines=6, elem_classes="caption-used")
             self.map = gr.Image(label="Segmentation map", interactive=False, format="png", buttons=_BUTTONS, height=260)
             self.infrared = gr.Image(label="Infrared", interactive=False, format="png", buttons=_BUTTONS, height=260)
+        with gr.Row():
+            self.deep_button = gr.Button("Make a 16-bit PNG of it", size="sm", min_width=160)
+            self.deep_file = gr.File(label="16-bit PNG", visible=False, interactive=False, height=90)
         with gr.Accordion("Guidance, sampling and style", open=False):
             self.controls.build()
             with gr.Row():
@@ -143,6 +146,10 @@ class TranslateTab:
         self.photo.clear(_cleared, None, cleared, api_visibility="private")
         # Not queued: it must come through while the model is at work.
         self.stop_button.click(_stop, self.page.session, None, queue=False, api_visibility="private")
+        asked = {"session": self.page.session}
+        self.deep_button.click(
+            by_name(self.deep, asked), list(asked.values()), self.deep_file, api_visibility="private"
+        )
         self.controls.connect()
         self.viewer.connect(self.page.session)
         self.tuning.connect()
@@ -225,6 +232,13 @@ class TranslateTab:
             self.page.history.gallery: self.page.history.items(data["session"]),
             self.tuning.verdict: "",
         }
+
+    def deep(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The last picture with 16 bits: the decoder's levels before they are rounded to 256."""
+        result = data["session"].last
+        if result is None:
+            raise ValueError("translate a photo first; then its picture can be had with 16 bits")
+        return gr.update(value=saved(result.output, bits=16), visible=True)
 
     def _vary(self, phrase: str):
         def vary(data: dict[str, Any]) -> Iterator[Changes]:
