@@ -209,12 +209,12 @@ def test_a_batch_names_the_broken_file_and_zips_the_rest(page, photos, tmp_path)
     page.get_by_role("tab", name="Batch").click()
     batch = page.get_by_role("tabpanel").filter(visible=True).first
     batch.locator("input[type=file]").first.set_input_files([str(path) for path in (*photos, broken)])
-    batch.get_by_role("button", name="Start").click()
+    batch.get_by_role("button", name="Translate all").click()
     wait_for_status(page, "^Done: 3 of 4 photos translated, 1 failed")
     assert "note.png" in batch.inner_text()
     shoot(page, "batch")
     with page.expect_download() as download:
-        batch.locator("a[download]").first.click()
+        batch.locator('a[href$=".zip"]').first.click()
     with zipfile.ZipFile(download.value.path()) as archive:
         names = archive.namelist()
     assert {name for name in names if name.endswith("_ir.png")} == {f"{path.stem}_ir.png" for path in photos}

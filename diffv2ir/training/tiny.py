@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 STYLES = ("flir", "campus", "nir")
 
 # Chosen on the validation part of train.
-DEFAULTS = dict(steps=1, sampler="dpmpp_2m", resolution=256, visible_scale=1.0, segmentation_scale=1.0, text_scale=1.0)
+DEFAULTS = dict(steps=1, sampler="dpmpp_2m", resolution=256, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5)
 
 # Zero terminal SNR: the first step of sampling starts from pure noise, as it does in training, so the overall
 # brightness of the picture is free. v-prediction is defined there, epsilon-prediction is not.
