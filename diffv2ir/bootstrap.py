@@ -50,5 +50,6 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
         raise ValueError(f"expected two values for every image, got {len(first)} and {len(second)}")
     one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
     differences = np.subtract(one, other, where=one != other, out=np.zeros_like(one))  # infinity less itself is none
-    wins = np.where(one == other, 0.5, one > other).mean() if len(one) else 0.0
-    return Comparison(len(differences), float(differences.mean()), mean_interval(differences), float(wins))
+    interval = mean_interval(differences)
+    wins = np.where(one == other, 0.5, one > other).mean()
+    return Comparison(len(differences), float(differences.mean()), interval, float(wins))

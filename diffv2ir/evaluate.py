@@ -92,7 +92,7 @@ class Report:
         for camera in self.model:
             for name, group in self._methods().items():
                 value = group[camera]
-                psnrs, ssims = (f"{low:.{n}f} to {high:.{n}f}" for (low, high), n in _intervals(value))
+                psnrs, ssims = _range(value.psnr_interval, 2), _range(value.ssim_interval, 3)
                 lines.append(
                     f"{camera:<12} {value.count:>6}  {name:<12} {value.psnr:>5.2f} {psnrs:>14}  {value.ssim:>5.3f} "
                     f"{ssims:>14} {_number(value):>8}"
@@ -100,9 +100,9 @@ class Report:
         return "\n".join([*lines, f"Fréchet: {FRECHET_NAME}, not comparable with FID"])
 
 
-def _intervals(value: Score) -> tuple[tuple[tuple[float, float], int], ...]:
-    """The intervals of PSNR and SSIM with their decimals."""
-    return (value.psnr_interval, 2), (value.ssim_interval, 3)
+def _range(interval: tuple[float, float], decimals: int) -> str:
+    low, high = interval
+    return f"{low:.{decimals}f} to {high:.{decimals}f}"
 
 
 def _number(value: Score) -> str:

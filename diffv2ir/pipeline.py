@@ -333,10 +333,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
     @property
     def size_multiple(self) -> int:
         """Pixels by which VAE and UNet need the sides of an image to be divisible."""
-        vae_levels = len(self.vae.config.block_out_channels)
-        if isinstance(self.vae, AutoencoderTiny):
-            vae_levels = len(self.vae.config.encoder_block_out_channels)
-        return 2 ** (vae_levels - 1) * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return latent_stride(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def _caption(self, photo: Image.Image, caption: str | None) -> str:
         if caption is None:
@@ -538,6 +535,12 @@ class DiffV2IRPipeline(DiffusionPipeline):
             together = self.branch_plan.together(self.unet, part, timestep, own)
             predictions.append(guided_prediction(self.unet, part, timestep, own, together))
         return torch.cat(predictions)
+
+
+def latent_stride(vae: AutoencoderKL | AutoencoderTiny) -> int:
+    """Pixels per latent along one side."""
+    tiny = isinstance(vae, AutoencoderTiny)
+    return 2 ** (len(vae.config.encoder_block_out_channels if tiny else vae.config.block_out_channels) - 1)
 
 
 def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny, text: CLIPTextModel) -> None:

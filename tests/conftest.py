@@ -194,3 +194,22 @@ def photo() -> Image.Image:
 @pytest.fixture(scope="session")
 def conditioning(_loaded, photo):
     return _loaded.prepare(photo, caption="a street with a car")
+
+
+@pytest.fixture(scope="module")
+def served(bundle_folder):
+    """The page on a free port of this machine, with a pipeline of its own."""
+    from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
+
+    pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)
+    demo = build_demo(Model.ready(pipe))
+    demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
+    yield demo, pipe
+    demo.close()
+
+
+@pytest.fixture
+def photo_file(photo, tmp_path):
+    path = tmp_path / "street.png"
+    photo.save(path)
+    return path

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import read_examples
+from diffv2ir.pipeline import latent_stride
 from diffv2ir.training import cache as cache_module
 from diffv2ir.training.cache import (
     CaptionCache,
@@ -22,7 +23,6 @@ from diffv2ir.training.cache import (
     ViewConfig,
     encode_mode,
     file_hash,
-    latent_stride,
 )
 from diffv2ir.training.images import load_rgb, resize_shorter, to_tensor
 from diffv2ir.vlum import SamSegmenter

@@ -12,7 +12,7 @@ from diffv2ir.imaging import ImageError
 from diffv2ir.metadata import restore
 from diffv2ir.pipeline import DiffV2IRPipeline, Output
 from diffv2ir.settings import MAX_SEED, GenerationSettings
-from diffv2ir.ui import LAUNCH_OPTIONS, BundleFacts, Model, build_demo
+from diffv2ir.ui import BundleFacts, Model
 from diffv2ir.ui.controls import Controls
 from diffv2ir.ui.page import Page
 from diffv2ir.ui.session import BoundedCache, Session
@@ -43,26 +43,9 @@ def calls(pipe, monkeypatch) -> Calls:
     return Calls(pipe, monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def served(bundle_folder):
-    """The page on a free port of this machine, with a pipeline of its own."""
-    pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)
-    demo = build_demo(Model.ready(pipe))
-    demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
-    yield demo, pipe
-    demo.close()
-
-
 @pytest.fixture
 def client(served) -> Client:
     return Client(served[0].local_url, verbose=False)
-
-
-@pytest.fixture
-def photo_file(photo, tmp_path):
-    path = tmp_path / "street.png"
-    photo.save(path)
-    return path
 
 
 def test_bounded_cache_drops_what_was_asked_for_longest_ago():

@@ -13,21 +13,11 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from diffv2ir.metadata import restore
-from diffv2ir.pipeline import DiffV2IRPipeline
-from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
+from diffv2ir.ui import Model
 from diffv2ir.ui import batch as batch_tab
 from diffv2ir.ui import video as video_tab
 from diffv2ir.ui.background import follow
 from diffv2ir.video import ClipLimits
-
-
-@pytest.fixture(scope="module")
-def served(bundle_folder):
-    pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)
-    demo = build_demo(Model.ready(pipe))
-    demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
-    yield demo, pipe
-    demo.close()
 
 
 @pytest.fixture

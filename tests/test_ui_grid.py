@@ -10,33 +10,16 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from diffv2ir.metadata import restore
-from diffv2ir.pipeline import DiffV2IRPipeline
-from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
+from diffv2ir.ui import Model
 from diffv2ir.ui.batch import stop
 from diffv2ir.ui.grid import GridTab
 from diffv2ir.ui.page import Page
 from diffv2ir.ui.session import Session
 
 
-@pytest.fixture(scope="module")
-def served(bundle_folder):
-    pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)
-    demo = build_demo(Model.ready(pipe))
-    demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
-    yield demo, pipe
-    demo.close()
-
-
 @pytest.fixture
 def client(served, tmp_path) -> Client:
     return Client(served[0].local_url, verbose=False, download_files=tmp_path / "downloads")
-
-
-@pytest.fixture
-def photo_file(photo, tmp_path):
-    path = tmp_path / "street.png"
-    photo.save(path)
-    return path
 
 
 def axes(columns=("text_scale", "0, 3"), rows=("none", ""), sheets=("none", "")):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import Example
+from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.images import load_rgb, random_integer, resize_shorter, to_tensor
 from diffv2ir.training.loop import mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
@@ -233,12 +234,6 @@ def _expose_differently(image: Image.Image, jitter: float, generator: torch.Gene
     gamma, contrast, colour = ((2 * torch.rand(3, generator=generator) - 1) * jitter).exp().tolist()
     image = image.point([round(255 * (value / 255) ** gamma) for value in range(256)] * 3)
     return ImageEnhance.Color(ImageEnhance.Contrast(image).enhance(contrast)).enhance(colour)
-
-
-def latent_stride(vae: torch.nn.Module) -> int:
-    """Pixels per latent along one side."""
-    channels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
-    return 2 ** (len(channels) - 1)
 
 
 def encode_mode(vae: torch.nn.Module, images: Tensor) -> Tensor:
