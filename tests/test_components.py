@@ -251,14 +251,14 @@ def test_structure_latents_are_linear_and_know_brightness_slope_and_colour():
     one, other = (2 * torch.rand(2, 3, 32, 24, generator=generator) - 1 for _ in range(2))
     mixed = structure_latents(0.3 * one - 0.6 * other)
     torch.testing.assert_close(mixed, 0.3 * structure_latents(one) - 0.6 * structure_latents(other))
-    assert mixed.shape == (2, 4, 4, 3)
-    gray = torch.full((1, 3, 8, 8), 0.5)
+    assert mixed.shape == (2, 4, 8, 6)
+    gray = torch.full((1, 3, 4, 4), 0.5)
     assert structure_latents(gray).flatten().tolist() == pytest.approx([1.0, 0, 0, 0])
-    left = torch.cat([torch.ones(1, 3, 8, 4), -torch.ones(1, 3, 8, 4)], dim=3)
+    left = torch.cat([torch.ones(1, 3, 4, 2), -torch.ones(1, 3, 4, 2)], dim=3)
     assert structure_latents(left).flatten().tolist() == pytest.approx([0, 8.0, 0, 0])
     assert structure_latents(left.mT).flatten().tolist() == pytest.approx([0, 0, 8.0, 0])
-    orange = torch.tensor([0.6, 0.0, -0.6])[None, :, None, None].expand(1, 3, 8, 8)
-    assert structure_latents(orange).flatten().tolist() == pytest.approx([0, 0, 0, 1.8], abs=1e-6)
+    orange = torch.tensor([0.6, 0.0, -0.6])[None, :, None, None].expand(1, 3, 4, 4)
+    assert structure_latents(orange).flatten().tolist() == pytest.approx([0, 0, 0, 3.6], abs=1e-6)
 
 
 def test_latents_come_near_the_structure(examples, tmp_path):

@@ -43,6 +43,33 @@ def test_high_noise_share():
     assert abs((drawn >= 600).float().mean() - (0.6 + 0.4 * 0.4)) < 0.03
 
 
+def test_last_step_share():
+    generator = torch.Generator().manual_seed(0)
+    config = NoiseConfig(last_step_share=0.5, high_noise_share=0.3, high_noise_from=600)
+    drawn = torch.tensor([draw_timestep(config, 1000, generator) for _ in range(5000)])
+    assert abs((drawn == 999).float().mean() - 0.5) < 0.03
+    assert abs((drawn < 600).float().mean() - 0.2 * 0.6) < 0.03
+    with pytest.raises(ValueError, match="shares of one whole"):
+        NoiseConfig(last_step_share=0.6, high_noise_share=0.6)
+
+
+@pytest.mark.parametrize(("levels", "expected"), [(None, 2), (1, 1), (0, 0), (3, 3)])
+def test_attention_in_the_lowest_resolutions(levels, expected):
+    unet = build_unet(
+        (8, 16, 16), 1, 8, 2, attention_levels=levels, norm_num_groups=4, in_channels=4, out_channels=4, sample_size=8
+    )
+    down, up = (
+        ["CrossAttn" in type(block).__name__ for block in blocks] for blocks in (unet.down_blocks, unet.up_blocks)
+    )
+    assert down == [False] * (3 - expected) + [True] * expected
+    assert up == down[::-1]
+
+
+def test_too_many_attention_levels_are_refused():
+    with pytest.raises(ValueError, match="attention_levels must be from 0 to 2, got 3"):
+        build_unet((8, 16), 1, 8, 2, attention_levels=3, norm_num_groups=4, in_channels=4, out_channels=4)
+
+
 @pytest.fixture(scope="module")
 def unet():
     torch.manual_seed(0)

@@ -45,11 +45,11 @@ class AutoencoderConfig:
 
     loop: LoopConfig
     encoder_width: int = 24
-    width: int = 48
-    encoder_blocks: tuple[int, ...] = (0, 1, 1, 1)
-    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    width: int = 32
+    encoder_blocks: tuple[int, ...] = (0, 1, 1)
+    decoder_blocks: tuple[int, ...] = (3, 2, 1)
     crop: int = 80
-    latent_noise: float = 0.1
+    latent_noise: float = 0.05
     visible_share: float = 0.4
     map_share: float = 0.3
     saturation: float = 2.0
@@ -147,7 +147,7 @@ def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 0.5 * edges + 6 * colour
 
 
-def structure_latents(images: Tensor, stride: int = 8) -> Tensor:
+def structure_latents(images: Tensor, stride: int = 4) -> Tensor:
     """What the latents should be: brightness, its slopes and a colour of each square of `stride`, linear in the image.
 
     A UNet that is small and sees little data must find the infrared picture in the photo. Between such latents the way
@@ -163,7 +163,7 @@ def structure_latents(images: Tensor, stride: int = 8) -> Tensor:
     brightness = F.avg_pool2d(images.mean(dim=1, keepdim=True), stride // 2)
     a, b, c, d = F.pixel_unshuffle(brightness, 2).unbind(dim=1)  # upper left, upper right, lower left, lower right
     red_less_blue = F.avg_pool2d(images[:, 0] - images[:, 2], stride)
-    return torch.stack([(a + b + c + d) / 2, 2 * (a - b + c - d), 2 * (a + b - c - d), 1.5 * red_less_blue], dim=1)
+    return torch.stack([(a + b + c + d) / 2, 2 * (a - b + c - d), 2 * (a + b - c - d), 3 * red_less_blue], dim=1)
 
 
 def from_gray(images: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffv2ir.training.loop import Draw
+from diffv2ir.training.critic import UNetWithCritic
+from diffv2ir.training.loop import Draw, unwrapped
 
 # The seven non-empty subsets of {V, S, T}, in the order of their 2 % bands.
 DROPPED_SUBSETS = ("V", "S", "T", "VS", "VT", "ST", "VST")
@@ -22,14 +23,22 @@ class NoiseConfig:
     """Which noise levels are trained, and how they weigh.
 
     Attributes:
+        last_step_share: share of the samples at the last timestep, where sampling starts. With zero terminal SNR it
+            holds pure noise, and the objective there is regression of the picture from its conditions.
         high_noise_share: share of the samples whose timestep is drawn from [high_noise_from, T) alone. The high-noise
             end decides the structure of the picture, and is where an image condition matters most.
         snr_gamma: min-SNR weighting (Hang et al. 2023); None = every timestep weighs the same.
     """
 
+    last_step_share: float = 0.0
     high_noise_share: float = 0.0
     high_noise_from: int = 600
     snr_gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        shares = (self.last_step_share, self.high_noise_share)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ValueError(f"last_step_share and high_noise_share must be shares of one whole, got {shares}")
 
 
 def dropped_conditions(uniform: float, band: float = 0.02) -> str:
@@ -40,9 +49,11 @@ def dropped_conditions(uniform: float, band: float = 0.02) -> str:
 
 def draw_timestep(config: NoiseConfig, count: int, generator: torch.Generator) -> int:
     """One timestep in [0, count)."""
-    high = float(torch.rand((), generator=generator)) < config.high_noise_share
-    low = config.high_noise_from if high else 0
-    return int(torch.randint(low, count, (), generator=generator))
+    uniform = float(torch.rand((), generator=generator))
+    if uniform < config.last_step_share:
+        return count - 1
+    high = uniform < config.last_step_share + config.high_noise_share
+    return int(torch.randint(config.high_noise_from if high else 0, count, (), generator=generator))
 
 
 class PromptEncoder:
@@ -99,9 +110,16 @@ class DiffusionObjective:
         if conditions is not None:
             sample = torch.cat([sample, conditions.to(device)], dim=1)  # [N, 3C, h, w]
         sample = sample.contiguous(memory_format=torch.channels_last)
-        predicted = unet(sample, timesteps, self.prompts(prompts).to(device)).sample.float()
+        text = self.prompts(prompts).to(device)
+        if isinstance(unwrapped(unet), UNetWithCritic):
+            predicted, *judged = unet(sample, timesteps, text, latents, self._to_estimate(timesteps))
+        else:
+            predicted, judged = unet(sample, timesteps, text).sample.float(), []
         errors = F.mse_loss(predicted, self._wanted(latents, noise, timesteps), reduction="none").mean(dim=(1, 2, 3))
         losses = {"loss": (errors * self._weights(timesteps)).mean()}
+        for name, loss in zip(("adversarial", "critic"), judged, strict=False):
+            losses[name] = loss.mean().detach()
+            losses["loss"] = losses["loss"] + loss.mean()
         high = timesteps >= self.noise.high_noise_from
         if high.any():
             losses["high_noise"] = errors[high].mean().detach()
@@ -111,6 +129,13 @@ class DiffusionObjective:
         if self.scheduler.config.prediction_type == "v_prediction":
             return self.scheduler.get_velocity(latents, noise, timesteps)
         return noise
+
+    def _to_estimate(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors (N, 1, 1, 1) of noisy latents and prediction whose sum is the denoised estimate."""
+        alphas = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return alphas.sqrt(), -(1 - alphas).sqrt()
+        return alphas.rsqrt(), -(1 / alphas - 1).sqrt()
 
     def _weights(self, timesteps: Tensor) -> Tensor:
         if self.noise.snr_gamma is None:
@@ -123,16 +148,29 @@ class DiffusionObjective:
 
 
 def build_unet(
-    block_out_channels: tuple[int, ...], layers_per_block: int, cross_attention_dim: int, heads: int, **config
+    block_out_channels: tuple[int, ...],
+    layers_per_block: int,
+    cross_attention_dim: int,
+    heads: int,
+    attention_levels: int | None = None,
+    **config,
 ) -> UNet2DConditionModel:
-    """A Stable-Diffusion UNet of other widths: cross-attention in all resolutions but the first."""
+    """A Stable-Diffusion UNet of other widths.
+
+    Args:
+        attention_levels: how many of the lowest resolutions have cross-attention; None = all but the highest.
+    """
     levels = len(block_out_channels)
+    attending = levels - 1 if attention_levels is None else attention_levels
+    if not 0 <= attending <= levels:
+        raise ValueError(f"attention_levels must be from 0 to {levels}, got {attending}")
+    plain = levels - attending
     return UNet2DConditionModel(
         block_out_channels=block_out_channels,
         layers_per_block=layers_per_block,
         cross_attention_dim=cross_attention_dim,
         attention_head_dim=heads,
-        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (levels - 1),
-        up_block_types=["CrossAttnUpBlock2D"] * (levels - 1) + ["UpBlock2D"],
+        down_block_types=["DownBlock2D"] * plain + ["CrossAttnDownBlock2D"] * attending,
+        up_block_types=["CrossAttnUpBlock2D"] * attending + ["UpBlock2D"] * plain,
         **config,
     )

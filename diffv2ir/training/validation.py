@@ -22,8 +22,9 @@ def validate_bundle(
     """PSNR, SSIM and a sheet of at most `IMAGES` held-out examples; the sheet is also `output/samples/step-*.png`."""
     pipe = DiffV2IRPipeline.from_pretrained(bundle).to(PartialState().device)
     pipe.set_progress_bar_config(disable=True)
-    settings = pipe.default_settings.replace(
-        style=pipe.styles[-1], sampler="dpmpp_2m", steps=STEPS, seed=0, resolution=256
+    defaults = pipe.default_settings
+    settings = defaults.replace(
+        style=pipe.styles[-1], sampler="dpmpp_2m", steps=min(STEPS, defaults.steps), seed=0, resolution=256
     )
     translations = translate_examples(pipe, spread(examples, IMAGES), settings)
     samples = output / "samples"
