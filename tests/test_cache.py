@@ -317,6 +317,14 @@ def test_captions_of_the_dataset_come_first_and_others_are_made_once(examples, b
     assert json.loads((tmp_path / "captions.json").read_text()) == again.known
 
 
+def test_all_photos_are_captioned_as_the_pipeline_will_where_asked(examples, blip, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "caption_images", lambda *arguments: ["by the model"] * len(arguments[2]))
+    captions = CaptionCache(tmp_path, *blip, always=True)
+    captions.fill(examples)
+    pairs = [example for example in examples if example.visible]
+    assert examples[1].caption and {captions.caption(example) for example in pairs} == {"by the model"}
+
+
 def test_captions_depend_on_weights_and_content(examples, blip, tmp_path):
     def known():
         captions = CaptionCache(tmp_path, *blip)

@@ -92,16 +92,22 @@ def _write(path: Path, write) -> None:
 
 
 class CaptionCache:
-    """Captions by BLIP for examples whose dataset has none."""
+    """Captions by BLIP, for examples whose dataset has none or, with `always`, for all."""
 
-    def __init__(self, folder: Path, model: BlipForConditionalGeneration | None, processor: BlipProcessor | None):
-        self.file, self.model, self.processor = folder / "captions.json", model, processor
+    def __init__(
+        self,
+        folder: Path,
+        model: BlipForConditionalGeneration | None,
+        processor: BlipProcessor | None,
+        always: bool = False,
+    ):
+        self.file, self.model, self.processor, self.always = folder / "captions.json", model, processor, always
         self.known: dict[str, str] = json.loads(self.file.read_text()) if self.file.is_file() else {}
         self._model_hash = weights_hash(model) if model is not None else ""
 
     def fill(self, examples: Sequence[Example], batch_size: int = 8) -> None:
         """Caption what has no caption yet; saved after every batch."""
-        wanted = [e for e in examples if e.visible and not e.caption and self._key(e) not in self.known]
+        wanted = [e for e in examples if e.visible and not self._given(e) and self._key(e) not in self.known]
         for start in tqdm(range(0, len(wanted), batch_size), desc="captions", disable=not wanted):
             batch = wanted[start : start + batch_size]
             captions = caption_images(self.model, self.processor, [load_rgb(e.visible) for e in batch])
@@ -110,7 +116,10 @@ class CaptionCache:
 
     def caption(self, example: Example) -> str:
         """The dataset's caption, else BLIP's."""
-        return example.caption or self.known[self._key(example)]
+        return self._given(example) or self.known[self._key(example)]
+
+    def _given(self, example: Example) -> str | None:
+        return None if self.always else example.caption
 
     def _key(self, example: Example) -> str:
         return _key(file_hash(example.visible), self._model_hash)

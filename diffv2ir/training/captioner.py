@@ -160,10 +160,16 @@ def _augment(picture: np.ndarray, config: CaptionerConfig, generator: torch.Gene
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand((), generator=generator) < 0.5 else image
 
 
+def things_named(caption: str) -> dict[str, int]:
+    """The things of a plain caption that a free one names, in their fixed order, and where in the text each comes."""
+    found = ((thing, re.search(rf"\b({words})\b", caption.lower())) for thing, words in _THINGS.items())
+    return {thing: match.start() for thing, match in found if match}
+
+
 def plain_caption(caption: str) -> str:
     """The things a free caption names and its time, e.g. "a street, cars and trees in daylight"."""
     text = caption.lower()
-    things = [thing for thing, words in _THINGS.items() if re.search(rf"\b({words})\b", text)] or ["an object"]
+    things = list(things_named(caption)) or ["an object"]
     listed = " and ".join(filter(None, [", ".join(things[:-1]), things[-1]]))
     if re.search(r"\b(night|nighttime)\b", text):
         return f"{listed} at night"

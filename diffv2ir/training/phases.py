@@ -76,6 +76,7 @@ class PhaseConfig:
         dropout: width of each of the seven condition-dropout bands; in base, the chance of an empty prompt.
         validation_fraction: part of the scenes that is held out.
         map_style: style of the segmentation maps; travels with the bundle.
+        own_captions: caption every photo with the bundle's BLIP, as the pipeline will, also where the dataset has one.
     """
 
     phase: str
@@ -92,6 +93,7 @@ class PhaseConfig:
     dropout: float = 0.02
     validation_fraction: float = 0.1
     map_style: str = "regions"
+    own_captions: bool = False
     defaults: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -288,13 +290,14 @@ def _fill_caches(
         maps = MapCache(cache, segmenter.to(parts.vae.device), config.map_style)
         maps.fill(examples)
     captions = CaptionCache(cache, None, None)
-    if config.phase != "1" and any(not example.caption for example in examples):
+    if config.phase != "1" and (config.own_captions or any(not example.caption for example in examples)):
         captioner = (
             BlipForConditionalGeneration.from_pretrained(vlum / "captioner", dtype=torch.float32)
             .eval()
             .to(parts.vae.device)
         )
-        captions = CaptionCache(cache, captioner, BlipProcessor.from_pretrained(vlum / "captioner_processor"))
+        processor = BlipProcessor.from_pretrained(vlum / "captioner_processor")
+        captions = CaptionCache(cache, captioner, processor, always=config.own_captions)
         captions.fill(examples)
     latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed)
     latents.fill(examples)
