@@ -37,12 +37,20 @@ def test_configurations_of_the_project_load(path):
     config = load_config(path, COMPONENTS.get(path.stem, PhaseConfig))
     assert config.loop.steps > 0
     if isinstance(config, PhaseConfig):
-        name = path.stem.removeprefix("phase").removesuffix("-small")
+        name = path.stem.removeprefix("phase").removesuffix("-small").removesuffix("-edges")
         assert name == (f"3-{config.style}" if path.parent.name == "tiny" and config.style else config.phase)
 
 
 def test_tiny_has_a_configuration_for_every_stage():
-    wanted = {*COMPONENTS, "base", "phase1", "phase2-small", "phase2", *(f"phase3-{style}" for style in STYLES)}
+    wanted = {
+        *COMPONENTS,
+        "base",
+        "phase1",
+        "phase2-small",
+        "phase2-edges",
+        "phase2",
+        *(f"phase3-{style}" for style in STYLES),
+    }
     assert {path.stem for path in (CONFIGS / "tiny").glob("*.yaml")} == wanted
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import Example
 from diffv2ir.pipeline import latent_stride
-from diffv2ir.training.images import load_rgb, random_integer, resize_shorter, to_tensor
+from diffv2ir.training.images import follow_edges, load_rgb, random_integer, resize_shorter, to_tensor
 from diffv2ir.training.loop import mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
 
@@ -44,6 +44,8 @@ class ViewConfig:
         zoom: a view is enlarged by up to this factor, so that a crop shows less of the scene; 1 = as in the paper.
         jitter: how far gamma, contrast and colour of the visible photo vary, as the logarithm of the largest factor.
             The infrared picture stays: another exposure of a scene does not change its heat.
+        edge_radius: the infrared picture gets the photo's edges within so many pixels (`follow_edges`); 0 = it stays
+            as it is.
     """
 
     resize: int = 286
@@ -52,6 +54,7 @@ class ViewConfig:
     variants: int = 4
     zoom: float = 1.0
     jitter: float = 0.0
+    edge_radius: int = 0
 
     def __post_init__(self) -> None:
         if self.zoom < 1:
@@ -60,6 +63,8 @@ class ViewConfig:
             raise ValueError(f"jitter must lie in [0, 1], got {self.jitter}")
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop must be at least 1 and at most resize ({self.resize}), got {self.crop}")
+        if self.edge_radius < 0:
+            raise ValueError(f"edge_radius must be at least 0, got {self.edge_radius}")
         if self.variants < 1:
             raise ValueError(f"variants must be at least 1, got {self.variants}")
 
@@ -195,8 +200,7 @@ class LatentCache:
         parameter = next(self.vae.parameters())
         views: dict[tuple[int, int], list] = {}  # by size: images of one size are encoded together
         for number, (example, variant) in enumerate(batch):
-            for role, path in self.roles(example).items():
-                view = self._view(load_rgb(path), example, variant, role)
+            for role, view in self._views(example, variant).items():
                 views.setdefault(view.size, []).append((number, role, to_tensor(view)))
         entries: list[dict[str, Tensor]] = [{} for _ in batch]
         for same in views.values():
@@ -211,6 +215,12 @@ class LatentCache:
     def _generator(self, example: Example, number: int, purpose: int) -> torch.Generator:
         content = int(_key(sorted(file_hash(p) for p in (example.visible, example.infrared) if p))[:15], 16)
         return torch.Generator().manual_seed(mix_seed(self.seed, content, number, purpose))
+
+    def _views(self, example: Example, variant: int) -> dict[str, Image.Image]:
+        views = {role: self._view(load_rgb(path), example, variant, role) for role, path in self.roles(example).items()}
+        if self.view.edge_radius and {"visible", "infrared"} <= views.keys():
+            views["infrared"] = follow_edges(views["infrared"], views["visible"], self.view.edge_radius)
+        return views
 
     def _view(self, image: Image.Image, example: Example, variant: int, role: str) -> Image.Image:
         generator, view = self._generator(example, variant, _VIEW), self.view
@@ -233,8 +243,7 @@ class LatentCache:
         if "segmentation" in (roles := self.roles(example)):  # the name of a map of ours is its content's key
             given = example.segmentation
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
-        view = [self.view.resize, self.view.crop, self.view.flip, self.view.zoom, self.view.jitter, variant, self.seed]
-        key = _key(hashes, self._vae_hash, view)
+        key = _key(hashes, self._vae_hash, asdict(self.view) | {"variants": None}, variant, self.seed)
         return self.folder / key[:2] / f"{key}.safetensors"
 
 

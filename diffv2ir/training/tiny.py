@@ -111,7 +111,8 @@ def _stages(
         Stage("text-to-image base", 3, phase("base", parts, vlum=vlum)),
         Stage("phase 1, infrared prior", 4, phase("phase1", output / "base" / "result")),
         Stage("phase 2, half size", 30, phase("phase2-small", output / "phase1" / "result", vlum=vlum)),
-        Stage("phase 2, paired", 45, phase("phase2", output / "phase2-small" / "result")),
+        Stage("phase 2, half size, edges", 20, phase("phase2-edges", output / "phase2-small" / "result")),
+        Stage("phase 2, paired", 30, phase("phase2", output / "phase2-edges" / "result")),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
     ]
