@@ -1,7 +1,8 @@
-"""Which guidance scale to move for a fault that a person sees (Eq. 2 of the paper and its Fig. 6)."""
+"""Which setting to move for a fault that a person sees (Eq. 2 of the paper and its Fig. 6)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from diffv2ir.settings import GenerationSettings
@@ -23,7 +24,9 @@ class Advice:
         """The settings with the scale moved by a quarter, and by 0.5 at least; it stays at 0 or above."""
         value = getattr(settings, self.setting)
         step = max(_SMALLEST_STEP, _SHARE * value)
-        return settings.replace(**{self.setting: round(max(0.0, value + self.direction * step), 2)})
+        limit = GenerationSettings.__dataclass_fields__[self.setting].metadata["limit"] or math.inf
+        moved = min(max(0.0, value + self.direction * step), limit)
+        return settings.replace(**{self.setting: round(moved, 2)})
 
 
 ADVICE = (
@@ -33,4 +36,6 @@ ADVICE = (
     Advice("Regions look cut out", "segmentation_scale", -1, "the map guides less"),
     Advice("Heat is flat", "text_scale", +1, "the words say what is warm, and weigh more"),
     Advice("Halos around lamps, too much contrast", "text_scale", -1, "the words weigh less"),
+    Advice("Outlines are soft", "edge_radius", +1, "the photo's edges are followed in a wider neighbourhood"),
+    Advice("Print and shadows of the photo show", "edge_radius", -1, "the photo's edges are followed less"),
 )

@@ -15,6 +15,7 @@ AXES = {
     "segmentation_scale": "s_S",
     "text_scale": "s_T",
     "steps": "steps",
+    "edge_radius": "edges",
     "sampler": "sampler",
     "style": "style",
     "seed": "seed",

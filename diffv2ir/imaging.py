@@ -103,6 +103,11 @@ def to_gray(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in gray.cpu().numpy()]
 
 
+def from_levels(levels: np.ndarray) -> Image.Image:
+    """Gray levels (H, W) in [0, 1] -> 8-bit gray image."""
+    return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8))
+
+
 def content_hash(image: Image.Image) -> str:
     """SHA-256 of an image's size and pixels."""
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()

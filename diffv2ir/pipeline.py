@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
 
 from diffv2ir import __version__, bundle, imaging, samplers
+from diffv2ir.edges import brightness, follow_edges
 from diffv2ir.guidance import Branch, BranchPlan, branch_weights, guided_prediction, make_branches, stack_pictures
 from diffv2ir.imaging import ImageSource
 from diffv2ir.metadata import Record, deep_gray, save_png
@@ -90,7 +91,8 @@ class Output:
         cancelled: a callback stopped it after `steps_done` steps; the picture is the estimate it had reached.
         timings: seconds by stage.
         record: what a saved file says about it.
-        levels: the decoded gray levels at the working size, float32 (H, W) in [0, 1].
+        levels: gray levels before rounding, float32 (H, W) in [0, 1]: as decoded, at the working size, or with the
+            photo's edges, at the photo's.
     """
 
     image: Image.Image
@@ -415,7 +417,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         for c, seed, own, latent in zip(conditionings, seeds, branches, latents.split(1), strict=True):
             start = time.perf_counter()
             pixels = self._decode_pixels(latent)
-            image = imaging.to_gray(pixels)[0].resize(c.size, Image.Resampling.BICUBIC)
+            image, levels = _draw(pixels, c.image, settings.edge_radius)
             timings = {**c.timings, "denoise": denoised - started, "decode": time.perf_counter() - start}
             outputs.append(
                 Output(
@@ -429,7 +431,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
                     cancelled=steps_done < settings.steps,
                     timings=timings,
                     record=self._record(c, settings.replace(seed=seed)),
-                    levels=((pixels[0].float().mean(dim=0) + 1) / 2).clamp(0, 1).cpu().numpy(),
+                    levels=levels,
                 )
             )
         return outputs
@@ -541,6 +543,16 @@ def latent_stride(vae: AutoencoderKL | AutoencoderTiny) -> int:
     """Pixels per latent along one side."""
     tiny = isinstance(vae, AutoencoderTiny)
     return 2 ** (len(vae.config.encoder_block_out_channels if tiny else vae.config.block_out_channels) - 1)
+
+
+def _draw(pixels: Tensor, photo: Image.Image, edge_radius: float) -> tuple[Image.Image, np.ndarray]:
+    """Decoded pixels [1, 3, h, w] as an 8-bit gray picture at the photo's size, and its levels before rounding."""
+    levels = ((pixels[0].float().mean(dim=0) + 1) / 2).clamp(0, 1).cpu().numpy()
+    if not edge_radius:
+        return imaging.to_gray(pixels)[0].resize(photo.size, Image.Resampling.BICUBIC), levels
+    radius = max(1, round(edge_radius / 100 * min(levels.shape)))
+    levels = follow_edges(levels, brightness(photo), radius, blur=radius / 4)
+    return imaging.from_levels(levels), levels
 
 
 def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny, text: CLIPTextModel) -> None:

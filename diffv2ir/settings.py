@@ -56,13 +56,17 @@ class GenerationSettings:
     resolution: int = _setting(
         512, "Resolution", "Pixels of the shorter side while denoising.", minimum=64, maximum=1024, limit=2048, step=64
     )
+    edge_radius: float = _setting(
+        0.0, "Edges", "The picture's edges are put where the photo has them within this share of the shorter side, "
+        "in percent; 0 = as the decoder drew them.", minimum=0.0, maximum=15.0, limit=25.0, step=0.5,
+    )  # fmt: skip
     style: str = _setting(GENERAL_STYLE, "Style", "Target style of the bundle; 'general' is the model without adapter.")
 
     def __post_init__(self) -> None:
         for name in ("steps", "resolution", "seed"):
             if name != "seed" or self.seed is not None:
                 object.__setattr__(self, name, self._checked(name, integer=True))
-        for name in ("visible_scale", "segmentation_scale", "text_scale"):
+        for name in ("visible_scale", "segmentation_scale", "text_scale", "edge_radius"):
             object.__setattr__(self, name, self._checked(name, integer=False))
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
@@ -113,5 +117,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "visible_scale": 1.5,
         "segmentation_scale": 1.5,
         "text_scale": 7.5,
+        "edge_radius": 0.0,
     },
 }

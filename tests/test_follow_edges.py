@@ -1,5 +1,6 @@
 """The infrared picture with the photo's edges."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -7,44 +8,61 @@ from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_data import draw_scene, make_manifest_dataset
-from PIL import Image
 
 from diffv2ir.data import read_examples
+from diffv2ir.edges import brightness, follow_edges
 from diffv2ir.training.cache import LatentCache, ViewConfig
-from diffv2ir.training.images import follow_edges, to_tensor
+from diffv2ir.training.images import to_tensor
 
 
-def step_at(column: int, low: int, high: int) -> Image.Image:
-    pixels = np.full((32, 48), low, dtype=np.uint8)
-    pixels[:, column:] = high
-    return Image.fromarray(pixels).convert("RGB")
-
-
-def row(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("L"))[16].astype(int)
+def step_at(column: float, low: float, high: float, scale: int = 1) -> np.ndarray:
+    levels = np.full((32 * scale, 48 * scale), low, dtype=np.float32)
+    levels[:, round(column * scale) :] = high
+    return levels
 
 
 def test_an_edge_moves_to_where_the_photo_has_it():
-    infrared, visible = step_at(26, 60, 180), step_at(24, 220, 40)  # two pixels apart, and the other way round
-    followed = row(follow_edges(infrared, visible, radius=8))
-    jumps = np.abs(np.diff(followed))
-    assert jumps.argmax() == 23  # between columns 23 and 24
-    assert jumps.max() > 60 and followed[23] < followed[24]
+    picture, photo = step_at(26, 0.25, 0.7), step_at(24, 0.9, 0.2)  # two pixels apart, and the other way round
+    row = follow_edges(picture, photo, radius=8)[16]
+    jumps = np.diff(row)
+    assert np.abs(jumps).argmax() == 23 and jumps[23] > 0.25  # between columns 23 and 24
 
 
 def test_what_the_photo_does_not_show_is_smoothed():
-    infrared, visible = step_at(24, 60, 180), step_at(48, 128, 128)
-    assert np.abs(np.diff(row(follow_edges(infrared, visible, radius=8)))).max() < 12
+    row = follow_edges(step_at(24, 0.25, 0.7), np.full((32, 48), 0.5, np.float32), radius=8)[16]
+    assert np.abs(np.diff(row)).max() < 0.05
+
+
+def test_a_soft_picture_becomes_as_sharp_as_the_photo_and_as_large():
+    soft = cv2.GaussianBlur(step_at(24, 0.3, 0.6), (0, 0), 3)
+    photo = step_at(24.25, 0.8, 0.2, scale=4)
+    followed = follow_edges(soft, photo, radius=12, blur=3)
+    assert followed.shape == photo.shape and followed.dtype == np.float32
+    row = followed[64]
+    assert abs(row[96] - row[97]) > 0.8 * 0.3  # the whole step of the picture, between two pixels of the photo
+    weaker = follow_edges(soft, photo, radius=12)[64]  # without the blur, the slope comes out too small
+    assert abs(weaker[96] - weaker[97]) < abs(row[96] - row[97])
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12))
 @settings(max_examples=20, deadline=None)
 def test_a_photo_follows_its_own_edges_and_a_flat_picture_stays(seed, radius):
-    visible, _ = draw_scene(seed)
-    gray = visible.convert("L").convert("RGB")
-    assert np.abs(row(follow_edges(gray, gray, radius, epsilon=1e-9)) - row(gray)).max() <= 1
-    flat = Image.new("RGB", visible.size, (77, 77, 77))
-    assert np.abs(row(follow_edges(flat, visible, radius)) - 77).max() <= 1
+    photo = brightness(draw_scene(seed)[0])
+    np.testing.assert_allclose(follow_edges(photo, photo, radius, flat=1e-9), photo, atol=0.01)
+    flat = np.full_like(photo, 0.3)
+    np.testing.assert_allclose(follow_edges(flat, photo, radius), flat, atol=0.01)
+
+
+def test_a_picture_of_the_pipeline_has_the_photos_edges_where_asked(pipe, conditioning):
+    plain = pipe.default_settings.replace(steps=1, seed=0, resolution=64)
+    without, followed = (pipe.generate(conditioning, plain.replace(edge_radius=radius)) for radius in (0, 6))
+    assert followed.image.size == without.image.size == conditioning.size
+    assert followed.levels.shape[::-1] == conditioning.size
+    size = without.levels.shape
+    radius = max(1, round(0.06 * min(size)))
+    expected = follow_edges(without.levels, brightness(conditioning.image), radius, blur=radius / 4)
+    np.testing.assert_array_equal(followed.levels, expected)
+    assert np.abs(np.asarray(followed.image) / 255 - expected).max() < 0.003
 
 
 @pytest.mark.parametrize(("radius", "follows"), [(0, False), (3, True)])

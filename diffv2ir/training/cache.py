@@ -24,12 +24,17 @@ from tqdm import tqdm
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import Example
+from diffv2ir.edges import brightness, follow_edges
+from diffv2ir.imaging import from_levels
 from diffv2ir.pipeline import latent_stride
-from diffv2ir.training.images import follow_edges, load_rgb, random_integer, resize_shorter, to_tensor
+from diffv2ir.training.images import load_rgb, random_integer, resize_shorter, to_tensor
 from diffv2ir.training.loop import mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
 
 logger = logging.getLogger(__name__)
+
+# Real infrared pictures are sharp: a photo counts as flat below this variance (`follow_edges`).
+_FLAT = 2.5e-4
 
 # What random numbers are drawn for.
 _VIEW, _CROP = 0, 1
@@ -44,8 +49,8 @@ class ViewConfig:
         zoom: a view is enlarged by up to this factor, so that a crop shows less of the scene; 1 = as in the paper.
         jitter: how far gamma, contrast and colour of the visible photo vary, as the logarithm of the largest factor.
             The infrared picture stays: another exposure of a scene does not change its heat.
-        edge_radius: the infrared picture gets the photo's edges within so many pixels (`follow_edges`); 0 = it stays
-            as it is.
+        edge_radius: the infrared picture gets the photo's edges within so many pixels (`follow_edges`): what parallax
+            moved is put back, and what no photo shows, which a model could only guess, is gone. 0 = it stays as it is.
     """
 
     resize: int = 286
@@ -219,7 +224,9 @@ class LatentCache:
     def _views(self, example: Example, variant: int) -> dict[str, Image.Image]:
         views = {role: self._view(load_rgb(path), example, variant, role) for role, path in self.roles(example).items()}
         if self.view.edge_radius and {"visible", "infrared"} <= views.keys():
-            views["infrared"] = follow_edges(views["infrared"], views["visible"], self.view.edge_radius)
+            infrared, visible = brightness(views["infrared"]), brightness(views["visible"])
+            followed = follow_edges(infrared, visible, self.view.edge_radius, flat=_FLAT)
+            views["infrared"] = from_levels(followed).convert("RGB")
         return views
 
     def _view(self, image: Image.Image, example: Example, variant: int, role: str) -> Image.Image:

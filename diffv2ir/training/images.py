@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -34,25 +33,3 @@ def resize_shorter(
 def random_integer(high: int, generator: torch.Generator) -> int:
     """An integer in [0, high]."""
     return int(torch.randint(high + 1, (), generator=generator))
-
-
-def follow_edges(infrared: Image.Image, visible: Image.Image, radius: int, epsilon: float = 1e-3) -> Image.Image:
-    """The infrared picture with the edges of the photo: a guided filter (He et al. 2010) with the photo as its guide.
-
-    Within `radius` pixels the result is a straight line of the photo's brightness, so an edge of it lies where the
-    photo's lies, also where the two cameras saw the scene from places apart, and what the photo does not show is gone.
-
-    Args:
-        infrared, visible: RGB images of one size.
-        radius: in pixels, at least 1.
-        epsilon: variance of brightness, which spans [-1, 1], below which the photo counts as flat.
-    """
-    guide, source = (np.asarray(image.convert("L"), dtype=np.float32) / 127.5 - 1 for image in (visible, infrared))
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT_101)
-
-    guide_mean, source_mean = mean(guide), mean(source)
-    slope = (mean(guide * source) - guide_mean * source_mean) / (mean(guide * guide) - guide_mean**2 + epsilon)
-    followed = mean(slope) * guide + mean(source_mean - slope * guide_mean)
-    return Image.fromarray(((followed.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)).convert("RGB")

@@ -44,6 +44,7 @@ class Controls:
                 list(field["choices"]), value=self.defaults.sampler, label=field["label"], info=field["help"]
             )
             self._slider("resolution")
+            self._slider("edge_radius")
         with gr.Row():
             field = field_of("seed")
             self.fields["seed"] = gr.Number(
@@ -88,7 +89,7 @@ class Controls:
 
     def _apply_preset(self, name: str) -> list[Any]:
         changes = PRESETS.get(name, {})
-        shown = ("sampler", "steps", *SCALES)
+        shown = ("sampler", "steps", "edge_radius", *SCALES)
         settings = self.defaults.replace(**changes)
         return [getattr(settings, field) if field in shown else gr.skip() for field in self.fields]
 
