@@ -1,4 +1,4 @@
-"""The command line: `python -m diffv2ir translate PHOTO... --out DIR`, `evaluate --data DIR`, `compare A B`."""
+"""The command line: `python -m diffv2ir translate PHOTO... --out DIR`, `evaluate`, `compare`, `fetch`, `bundles`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffv2ir.cli_models import add_model_commands
+from diffv2ir.hub import HubError
 from diffv2ir.settings import PRESETS, GenerationSettings
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
-    except CommandError as error:
+    except (CommandError, HubError) as error:
         print(f"diffv2ir {options.command}: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
@@ -83,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("first", type=Path, metavar="FIRST", help="a file that evaluate --json wrote")
     compare.add_argument("second", type=Path, metavar="SECOND", help="another one, of the same images or some of them")
     compare.set_defaults(run=run_compare)
+    add_model_commands(commands)
     return parser
 
 
