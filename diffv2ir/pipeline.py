@@ -181,6 +181,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         self.memory_mode = "full"  # see `memory.place`, which sets both
         self.offload_device: torch.device | None = None
         self.branch_plan = BranchPlan()
+        self._null_embeds: Tensor | None = None  # of the empty text: the same for every photo
         self._style = GENERAL_STYLE
         self._general_weights: dict[str, Tensor] = {}
         if unet.device.type == "cpu":
@@ -300,7 +301,9 @@ class DiffV2IRPipeline(DiffusionPipeline):
             drawn = self._segmentation(photo, segmentation)
         prompt = build_prompt(caption)
         with _timed(timings, "text"):
-            null_embeds = self.encode_text("")
+            if self._null_embeds is None:
+                self._null_embeds = self.encode_text("")
+            null_embeds = self._null_embeds.to(self.compute_device)
             prompt_embeds = self.encode_text(prompt) if prompt else null_embeds
         with _timed(timings, "encode"):
             visible_latents, segmentation_latents = self._encode_both(photo, drawn, resolution)
