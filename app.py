@@ -10,7 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
-from diffv2ir.cli import CommandError, add_model_arguments, load_pipeline
+from diffv2ir.loading import CommandError, add_model_arguments, load_pipeline
 
 _ENVIRONMENT = "DIFFV2IR_"
 _YES, _NO = ("1", "true", "True", "yes", "on"), ("0", "false", "False", "no", "off")

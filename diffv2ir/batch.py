@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from diffv2ir.imaging import ImageError, ImageSource
+from diffv2ir.memory import OutOfDeviceMemory
 from diffv2ir.settings import GenerationSettings
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def translate_photos(
             conditioning = pipe.prepare(photo, caption, segmentation, settings.resolution)
             if goes_on(0, settings.steps):
                 output = pipe.generate(conditioning, settings, goes_on)
-        except (ImageError, FloatingPointError) as problem:
+        except (ImageError, FloatingPointError, OutOfDeviceMemory) as problem:
             status, error = FAILED, without_folder(str(problem), photo)
         else:
             if output is None or output.cancelled:

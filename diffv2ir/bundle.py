@@ -78,33 +78,13 @@ def _resolve_tiny() -> Path:
 
 
 def _download(name: str, revision: str | None, cache_dir: str | os.PathLike | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from diffv2ir import hub
 
-    patterns = [INDEX, "README.md", f"{STYLES}/**", *(f"{component}/*" for component in COMPONENTS)]
+    parts = (INDEX, "README.md", f"{STYLES}/**", *(f"{component}/*" for component in COMPONENTS))
     try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            allow_patterns=patterns,
-            ignore_patterns=["*.msgpack", "*.h5", "*.onnx", "*.ckpt"],
-        )
-    except RepositoryNotFoundError as error:
-        raise BundleError(
-            f"{name}: neither a folder here nor a repository on the hub ({_first_line(error)})"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise BundleError(
-            f"{name}: not a folder here, not downloaded before, and the hub cannot be reached ({_first_line(error)})"
-        ) from error
-    except ValueError as error:
-        raise BundleError(f"{name}: {_first_line(error)}") from error
-    return Path(folder)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return hub.download(hub.Source(name, "a bundle", revision or "main", patterns=parts), cache_dir=cache_dir)
+    except hub.HubError as error:
+        raise BundleError(str(error)) from error
 
 
 def check(folder: str | os.PathLike) -> None:

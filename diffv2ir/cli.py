@@ -1,4 +1,4 @@
-"""The command line: `python -m diffv2ir translate PHOTO... --out DIR`, `evaluate --data DIR`, `compare A B`."""
+"""The command line: `python -m diffv2ir translate PHOTO... --out DIR`, `evaluate`, `compare`, `fetch`, `bundles`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffv2ir.cli_models import add_model_commands
+from diffv2ir.hub import HubError
+from diffv2ir.loading import CommandError, add_model_arguments, load_pipeline
+from diffv2ir.memory import OutOfDeviceMemory
 from diffv2ir.settings import PRESETS, GenerationSettings
 
 if TYPE_CHECKING:
@@ -23,16 +27,12 @@ CONDITIONS = ("caption", "map")
 SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class CommandError(Exception):
-    """A request that cannot be carried out; the message is shown as it is and the exit code is 2."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 when some photo could not be translated, 2 for a wrong request."""
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
-    except CommandError as error:
+    except (CommandError, HubError, OutOfDeviceMemory) as error:
         print(f"diffv2ir {options.command}: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
@@ -83,14 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("first", type=Path, metavar="FIRST", help="a file that evaluate --json wrote")
     compare.add_argument("second", type=Path, metavar="SECOND", help="another one, of the same images or some of them")
     compare.set_defaults(run=run_compare)
+    add_model_commands(commands)
     return parser
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--bundle`, `--device` and `--dtype`, as `load_pipeline` takes them."""
-    parser.add_argument("--bundle", default="tiny", help="'tiny', a folder, or a hub id (default: tiny)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the weights")
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,28 +103,6 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=None if "choices" in field.metadata else {int: "N", float: "X", str: "NAME"}[kind],
             help=f"{field.metadata['label']}: {field.metadata['help']}".replace("%", "%%"),
         )
-
-
-def load_pipeline(options: argparse.Namespace) -> DiffV2IRPipeline:
-    """The pipeline that `--bundle`, `--device` and `--dtype` ask for.
-
-    Raises:
-        CommandError: no such bundle, or one that is incomplete.
-    """
-    import torch
-
-    from diffv2ir.bundle import BundleError
-    from diffv2ir.pipeline import DiffV2IRPipeline
-
-    try:
-        pipe = DiffV2IRPipeline.from_pretrained(options.bundle, dtype=getattr(torch, options.dtype))
-    except (BundleError, OSError) as error:
-        raise CommandError(error) from error
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        return pipe.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError) as error:
-        raise CommandError(f"device {options.device!r} cannot be used: {error}") from error
 
 
 def settings_from(options: argparse.Namespace, pipe: DiffV2IRPipeline) -> GenerationSettings:

@@ -207,7 +207,7 @@ def _check(pipe: DiffV2IRPipeline, grid: Grid) -> None:
 
 def _batch_size(pipe: DiffV2IRPipeline) -> int:
     """Cells that share each evaluation of the UNet, if only their seeds differ. A CPU gains nothing by that."""
-    return 1 if pipe.unet.device.type == "cpu" else 4
+    return 1 if pipe.compute_device.type == "cpu" else 4
 
 
 def _batches(cells: Sequence[Cell], size: int) -> Iterator[list[Cell]]:

@@ -188,10 +188,10 @@ def _key(unet: torch.nn.Module, latents: Tensor, branches: Sequence[Branch]) -> 
 
 def _measure(unet: torch.nn.Module, latents: Tensor, timestep: Tensor, branches: Sequence[Branch]) -> bool:
     def seconds(chosen: Sequence[Branch], together: bool) -> float:
-        _synchronize(latents.device)
+        synchronize(latents.device)
         start = time.perf_counter()
         guided_prediction(unet, latents, timestep, chosen, together)
-        _synchronize(latents.device)
+        synchronize(latents.device)
         return time.perf_counter() - start
 
     seconds(branches[:1], True)  # the first call of a shape pays for choosing kernels
@@ -203,6 +203,7 @@ def _measure(unet: torch.nn.Module, latents: Tensor, timestep: Tensor, branches:
     return batch <= single
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given, so that a clock tells how long that took."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -110,7 +110,7 @@ def _load_base(pipe: DiffV2IRPipeline, folder: Path) -> UNet2DConditionModel:
             f"{folder / BASE} needs {channels} input channels and texts of width {width}, "
             f"got {unet.config.in_channels} and {unet.config.cross_attention_dim}"
         )
-    return unet.eval().to(pipe.unet.device)
+    return unet.eval().to(pipe.compute_device)
 
 
 def _add_infrared(unet: UNet2DConditionModel, folder: Path) -> None:

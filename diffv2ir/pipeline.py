@@ -23,9 +23,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
 
-from diffv2ir import __version__, bundle, imaging, samplers
+from diffv2ir import __version__, bundle, imaging, memory, samplers
 from diffv2ir.edges import brightness, follow_edges
-from diffv2ir.guidance import Branch, BranchPlan, branch_weights, guided_prediction, make_branches, stack_pictures
+from diffv2ir.guidance import (
+    Branch,
+    BranchPlan,
+    branch_weights,
+    guided_prediction,
+    make_branches,
+    stack_pictures,
+    synchronize,
+)
 from diffv2ir.imaging import ImageSource
 from diffv2ir.metadata import Record, deep_gray, save_png
 from diffv2ir.settings import GENERAL_STYLE, MAX_SEED, GenerationSettings
@@ -172,7 +180,10 @@ class DiffV2IRPipeline(DiffusionPipeline):
             name=name,
         )
         self.folder: Path | None = None
+        self.memory_mode = "full"  # see `memory.place`, which sets both
+        self.offload_device: torch.device | None = None
         self.branch_plan = BranchPlan()
+        self._null_embeds: Tensor | None = None  # of the empty text: the same for every photo
         self._style = GENERAL_STYLE
         self._general_weights: dict[str, Tensor] = {}
         if unet.device.type == "cpu":
@@ -185,6 +196,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike = bundle.TINY, **kwargs: Any):
         """Load a bundle: "tiny", a folder, or a hub id. Weights become float32 unless `dtype` says otherwise.
 
+        SAM's are float32 in any case: segment-anything computes with points of that kind.
+
         Raises:
             BundleError: not found, or incomplete, or of another layout or shape.
         """
@@ -192,7 +205,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
             pretrained_model_name_or_path, kwargs.pop("revision", None), kwargs.pop("cache_dir", None)
         )
         bundle.check(folder)
-        kwargs.setdefault("dtype", torch.float32)
+        if not isinstance(kwargs.setdefault("dtype", torch.float32), dict):
+            kwargs["dtype"] = {"default": kwargs["dtype"], "segmenter": torch.float32}
         try:
             pipe = super().from_pretrained(str(folder), **kwargs)
         except (OSError, RuntimeError, ValueError, TypeError) as error:
@@ -235,6 +249,10 @@ class DiffV2IRPipeline(DiffusionPipeline):
             raise ValueError(f"style must be one of {', '.join(self.styles)}, got {style!r}")
         if style == self._style:
             return
+        with memory.weights_at_hand(self):
+            self._change_weights(style)
+
+    def _change_weights(self, style: str) -> None:
         restore_weights(self.unet, self._general_weights)
         self._general_weights, self._style = {}, GENERAL_STYLE
         if style == GENERAL_STYLE:
@@ -245,8 +263,14 @@ class DiffV2IRPipeline(DiffusionPipeline):
         self._general_weights = merge_lora_keeping_originals(self.unet)
         self._style = style
 
+    @property
+    def compute_device(self) -> torch.device:
+        """Where the models compute; between their turns they may lie elsewhere, see `memory.MODES`."""
+        return self.offload_device or self.unet.device
+
     # Understanding a photo
 
+    @memory.falling_back
     @torch.no_grad()
     def prepare(
         self,
@@ -267,6 +291,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         Raises:
             ImageError: the photo or the map cannot be used.
             ValueError: caption or resolution of a wrong kind or range.
+            OutOfDeviceMemory: the device has too little memory.
         """
         timings: dict[str, float] = {}
         settings = self.default_settings
@@ -278,10 +303,13 @@ class DiffV2IRPipeline(DiffusionPipeline):
             drawn = self._segmentation(photo, segmentation)
         prompt = build_prompt(caption)
         with _timed(timings, "text"):
-            null_embeds = self.encode_text("")
+            if self._null_embeds is None:
+                self._null_embeds = self.encode_text("")
+            null_embeds = self._null_embeds.to(self.compute_device)
             prompt_embeds = self.encode_text(prompt) if prompt else null_embeds
         with _timed(timings, "encode"):
             visible_latents, segmentation_latents = self._encode_both(photo, drawn, resolution)
+            synchronize(visible_latents.device)
         return Conditioning(
             image=photo,
             caption=caption,
@@ -302,12 +330,12 @@ class DiffV2IRPipeline(DiffusionPipeline):
         """CLIP's last hidden states of a text, padded or cut to the model's length: [1, L, D]."""
         length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         tokens = self.tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
+        return self.text_encoder(tokens.input_ids.to(self.compute_device))[0]
 
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> Tensor:
         """The mode of the encoder for an RGB image whose sides the VAE can halve: unscaled latents [1, 4, h, w]."""
-        pixels = imaging.to_tensor(image).to(self.vae.device, self.vae.dtype)  # [1, 3, H, W]
+        pixels = imaging.to_tensor(image).to(self.compute_device, self.vae.dtype)  # [1, 3, H, W]
         encoded = self.vae.encode(pixels)
         return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
 
@@ -326,7 +354,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         Raises:
             FloatingPointError: the latents are not finite.
         """
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.device, self.vae.dtype)
+        latents = (latents / self.vae.config.scaling_factor).to(self.compute_device, self.vae.dtype)
         pixels = self.vae.decode(latents).sample  # [1, 3, H, W]
         if not torch.isfinite(pixels).all():
             raise FloatingPointError(f"the picture is not finite; load the bundle in float32 (it is {self.vae.dtype})")
@@ -339,7 +367,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
 
     def _caption(self, photo: Image.Image, caption: str | None) -> str:
         if caption is None:
-            return caption_images(self.captioner, self.captioner_processor, [photo])[0]
+            with memory.at_work(self, "captioner") as captioner:
+                return caption_images(captioner, self.captioner_processor, [photo])[0]
         if not isinstance(caption, str):
             raise ValueError(f"caption must be a text or None, got {type(caption).__name__}")
         return " ".join(caption.split())
@@ -352,7 +381,9 @@ class DiffV2IRPipeline(DiffusionPipeline):
         if given is None:
             scale = min(1.0, _LARGEST_MAP / max(photo.size))
             size = tuple(max(1, round(side * scale)) for side in photo.size)
-            return segmentation_map(self.segmenter.masks(photo), size, self.config.map_style)
+            with memory.at_work(self, "segmenter") as segmenter:
+                masks = segmenter.masks(photo)
+            return segmentation_map(masks, size, self.config.map_style)
         drawn = imaging.open_image(given)
         ratio = (drawn.width / drawn.height) / (photo.width / photo.height)
         # One pixel of rounding weighs more the smaller the map is.
@@ -385,6 +416,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         relay = None if callback is None else lambda step, total, estimates: callback(step, total, estimates[0])
         return self.generate_batch([conditioning], settings, callback=relay)[0]
 
+    @memory.falling_back
     @torch.no_grad()
     def generate_batch(
         self,
@@ -401,7 +433,12 @@ class DiffV2IRPipeline(DiffusionPipeline):
         Args:
             settings: None = the bundle's defaults.
             seeds: one per picture; None: all use the settings' seed, or, without one, each draws its own.
-            callback: as in `generate`, with a list of estimates.
+            callback: as in `generate`, with a list of estimates. It begins anew where memory ran out and the pictures
+                are denoised once more in the next memory mode.
+
+        Raises:
+            ValueError: no picture, pictures of several working sizes, or settings that do not fit the bundle.
+            OutOfDeviceMemory: the device has too little memory.
         """
         conditionings = list(conditionings)
         settings = self._settings_for(conditionings, settings)
@@ -412,6 +449,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         weights = branch_weights(settings.visible_scale, settings.segmentation_scale, settings.text_scale)
         branches = [self._branches(c, weights) for c in conditionings]
         latents, steps_done = self._denoise(branches, settings, seeds, callback)
+        synchronize(latents.device)
         denoised = time.perf_counter()
         outputs = []
         for c, seed, own, latent in zip(conditionings, seeds, branches, latents.split(1), strict=True):
@@ -487,7 +525,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         return dataclasses.replace(c, visible_latents=visible, segmentation_latents=segmentation, resolution=resolution)
 
     def _branches(self, c: Conditioning, weights) -> list[Branch]:
-        device, dtype = self.unet.device, self.unet.dtype
+        device, dtype = self.compute_device, self.unet.dtype
         return make_branches(
             weights,
             c.visible_latents.to(device, dtype),
@@ -504,7 +542,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         callback: BatchCallback | None,
     ) -> tuple[Tensor, int]:
         """The sampling loop: denoised latents [B, 4, h, w] (the last estimate, if cancelled) and the steps done."""
-        device = self.unet.device
+        device = self.compute_device
         scheduler = samplers.build_scheduler(settings.sampler, self.scheduler.config, settings.steps, device)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shared = self._share_evaluations(branches)
@@ -525,7 +563,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         """Branches by evaluation of the UNet: one list per picture on a CPU, where a batch gains nothing and the last
         bits of a result depend on it; else one list for all, if all need the same branches."""
         same = len({tuple(branch.weight for branch in own) for own in branches}) == 1
-        if self.unet.device.type == "cpu" or not same:
+        if self.compute_device.type == "cpu" or not same:
             return branches
         return [stack_pictures(branches)]
 
@@ -534,7 +572,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
         predictions = []
         for part, own in zip(latents.chunk(len(shared)), shared, strict=True):
             # Asked for each: the ways differ in the last bits, and a picture must not depend on its neighbours.
-            together = self.branch_plan.together(self.unet, part, timestep, own)
+            # Layers that come and go with each evaluation cost more than anything that a plan could gain.
+            together = self.memory_mode == "sequential" or self.branch_plan.together(self.unet, part, timestep, own)
             predictions.append(guided_prediction(self.unet, part, timestep, own, together))
         return torch.cat(predictions)
 

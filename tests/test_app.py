@@ -48,7 +48,7 @@ def test_options_come_from_the_environment_and_the_flag_wins(monkeypatch):
         ("PORT", "many", "--port"),
         ("PORT", "70000", "from 1 to 65535"),
         ("QUEUE_SIZE", "0", "--queue-size"),
-        ("DTYPE", "int8", "DIFFV2IR_DTYPE: must be one of float32"),
+        ("DTYPE", "int8", "DIFFV2IR_DTYPE: must be one of fp32"),
         ("MCP", "perhaps", "DIFFV2IR_MCP: must be one of 1"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 
+from diffv2ir.memory import OutOfDeviceMemory
 from diffv2ir.settings import GenerationSettings
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def told_to_the_user():
         yield
     except gr.Error:
         raise
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OutOfDeviceMemory) as error:
         raise gr.Error(sentence(str(error)), print_exception=False) from error
     except Exception as error:
         logger.exception("a request failed")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from diffv2ir.memory import OutOfDeviceMemory, is_zerogpu
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.ui.stream import Step, stream
 
@@ -26,12 +26,7 @@ PREPARE_SECONDS = 30
 _FIXED_SECONDS, _EVALUATION_SECONDS = 10, 0.06
 
 # What a visitor can mend, see `told_to_the_user`. Any other exception ends the process and says only its class.
-_TOLD = (ValueError, FloatingPointError)
-
-
-def is_zerogpu() -> bool:
-    """Whether this is a Space on ZeroGPU, by the variable that its package `spaces` goes by."""
-    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+_TOLD = (ValueError, FloatingPointError, OutOfDeviceMemory)
 
 
 def lending_gpu(load: Callable[[], DiffV2IRPipeline]) -> Callable[[], DiffV2IRPipeline]:

@@ -1,0 +1,63 @@
+"""The flags that choose a pipeline, of the command line, the page and the benchmarks, and loading what they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from diffv2ir.memory import DTYPES, MODES, OutOfDeviceMemory, place
+
+if TYPE_CHECKING:
+    from diffv2ir.pipeline import DiffV2IRPipeline
+
+
+class CommandError(Exception):
+    """A request that cannot be carried out; the message is shown as it is and the exit code is 2."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--bundle`, `--device`, `--dtype` and `--memory`, as `load_pipeline` takes them."""
+    parser.add_argument("--bundle", default="tiny", help="'tiny', a folder, or a hub id (default: tiny)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
+    parser.add_argument("--dtype", choices=(*DTYPES, *DTYPES.values()), default="fp32", help="of the weights")
+    parser.add_argument(
+        "--memory",
+        choices=tuple(MODES),
+        help="; ".join(f"{mode}: {what}" for mode, what in MODES.items())
+        + " (default: the first that fits the device's free memory)",
+    )
+
+
+def load_pipeline(options: argparse.Namespace) -> DiffV2IRPipeline:
+    """The pipeline that `--bundle`, `--device`, `--dtype` and `--memory` ask for.
+
+    Raises:
+        CommandError: no such bundle, or one that is incomplete, or a device that is not there or has too little memory.
+    """
+    import torch
+
+    from diffv2ir.bundle import BundleError
+    from diffv2ir.pipeline import DiffV2IRPipeline
+
+    dtype = getattr(torch, DTYPES.get(options.dtype, options.dtype))
+    try:
+        pipe = DiffV2IRPipeline.from_pretrained(options.bundle, dtype=dtype)
+    except (BundleError, OSError) as error:
+        raise CommandError(error) from error
+    set_up(pipe, options)
+    return pipe
+
+
+def set_up(pipe: DiffV2IRPipeline, options: argparse.Namespace) -> None:
+    """Place a pipeline as `--device` and `--memory` ask for.
+
+    Raises:
+        CommandError: no such device or too little memory.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        place(pipe, options.device, options.memory)
+    except (OutOfDeviceMemory, ValueError) as error:
+        raise CommandError(error) from error
+    except (RuntimeError, AssertionError) as error:
+        raise CommandError(f"device {options.device!r} cannot be used: {error}") from error

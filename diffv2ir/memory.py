@@ -1,0 +1,275 @@
+"""Memory modes: which models lie on the device while they do not work. Without torch until a pipeline is placed."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffv2ir.pipeline import DiffV2IRPipeline
+
+logger = logging.getLogger(__name__)
+
+MODES = {
+    "full": "everything stays on the device",
+    "park": "the caption and SAM models leave the device when they are done",
+    "model": "each model is on the device only while it works",
+    "sequential": "each layer is on the device only while it works, and the VAE works in tiles",
+}
+"""From the fastest, which needs most memory, to the one that needs least."""
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Short names of the weights' kinds, and torch's names."""
+
+UNDERSTANDING = ("captioner", "segmenter")
+GENERATING = ("text_encoder", "unet", "vae")
+
+# What the models need besides their weights, at Stable Diffusion's and SAM ViT-B's widths. Estimates, on the safe side:
+# four branches of 512 x 512 and decoding them per byte of a number; SAM's masks of 64 points at 1024 x 1024.
+_GENERATING_BYTES = 768 * 2**20
+_SEGMENTING_BYTES = 3 * 2**30
+_WIDTH, _RESOLUTION, _SAM_SIZE = 320, 512, 1024
+
+
+class OutOfDeviceMemory(RuntimeError):
+    """The device has too little memory, also in the next memory mode; the message says what would help."""
+
+
+def choose_mode(free: int, sizes: Mapping[str, int], working: int) -> tuple[str, str]:
+    """The fastest memory mode that fits, and why.
+
+    Args:
+        free: bytes free on the device.
+        sizes: bytes of the weights by component, those of `UNDERSTANDING` and of `GENERATING`.
+        working: bytes needed besides the weights.
+    """
+    generating = sum(sizes[name] for name in GENERATING)
+    needs = {
+        "full": sum(sizes.values()),
+        "park": generating + max(sizes[name] for name in UNDERSTANDING),
+        "model": max(sizes.values()),
+    }
+    for mode, weights in needs.items():
+        if weights + working <= free:
+            return mode, f"about {_gigabytes(weights + working)} needed, {_gigabytes(free)} free"
+    least = needs["model"] + working
+    return "sequential", f"a model at a time would need about {_gigabytes(least)}, {_gigabytes(free)} are free"
+
+
+def next_mode(mode: str) -> str | None:
+    """The mode that needs less memory; None after the last."""
+    modes = list(MODES)
+    following = modes.index(mode) + 1
+    return modes[following] if following < len(modes) else None
+
+
+def weight_sizes(pipe: DiffV2IRPipeline) -> dict[str, int]:
+    """Bytes of the weights of each model."""
+    return {
+        name: sum(parameter.numel() * parameter.element_size() for parameter in getattr(pipe, name).parameters())
+        for name in (*UNDERSTANDING, *GENERATING)
+    }
+
+
+def working_memory(pipe: DiffV2IRPipeline) -> int:
+    """Bytes needed besides the weights, estimated, at the bundle's default resolution."""
+    pixels = (pipe.default_settings.resolution / _RESOLUTION) ** 2
+    width = pipe.unet.config.block_out_channels[0] / _WIDTH
+    generating = _GENERATING_BYTES * pipe.unet.dtype.itemsize * pixels * width
+    segmenting = _SEGMENTING_BYTES * (pipe.segmenter.config.image_size / _SAM_SIZE) ** 2
+    return round(max(generating, segmenting))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes free on a device; None where that is not known or is the computer's own memory."""
+    import torch
+
+    backend = {"cuda": torch.cuda, "xpu": torch.xpu}.get(device.type)
+    return None if backend is None else backend.mem_get_info(device)[0]
+
+
+def is_zerogpu() -> bool:
+    """Whether this is a Space on ZeroGPU, by the variable that its package `spaces` goes by."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
+def place(pipe: DiffV2IRPipeline, device: str | torch.device | None = None, mode: str | None = None) -> None:
+    """Put a pipeline on a device in a memory mode, which may be changed later in the same way.
+
+    Where memory does not suffice, the next mode is tried once.
+
+    Args:
+        device: None = a CUDA GPU if there is one, else the CPU.
+        mode: one of `MODES`; None = the fastest that fits the free memory, which is logged with the reason.
+
+    Raises:
+        ValueError: no such mode.
+        RuntimeError, AssertionError: torch cannot use the device.
+        OutOfDeviceMemory: it does not fit.
+    """
+    import torch
+
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"memory must be one of {', '.join(MODES)}, got {mode!r}")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _gather(pipe)
+    if mode is None:
+        mode, reason = _chosen(pipe, device)
+        level = logging.INFO if mode == "full" else logging.WARNING
+        logger.log(level, "memory mode %s (%s): %s", mode, MODES[mode], reason)
+    try:
+        _apply(pipe, device, mode)
+        return
+    except torch.OutOfMemoryError:
+        pass  # outside of this block nothing holds what the failed attempt had allocated
+    _fall_back(pipe, device, mode)
+
+
+def falling_back(method: Callable) -> Callable:
+    """A method of the pipeline that, out of memory, is called once more in the next memory mode.
+
+    Raises:
+        OutOfDeviceMemory: there is none, or it did not suffice either.
+    """
+
+    @functools.wraps(method)
+    def call(pipe: DiffV2IRPipeline, *arguments: Any, **options: Any) -> Any:
+        import torch
+
+        try:
+            return method(pipe, *arguments, **options)
+        except torch.OutOfMemoryError:
+            pass  # see `place`
+        finally:
+            _rest(pipe)
+        _fall_back(pipe, pipe.compute_device, pipe.memory_mode)
+        try:
+            return method(pipe, *arguments, **options)
+        except torch.OutOfMemoryError as error:
+            raise _refusal(pipe.compute_device, pipe.memory_mode) from error
+        finally:
+            _rest(pipe)
+
+    return call
+
+
+@contextmanager
+def at_work(pipe: DiffV2IRPipeline, name: str) -> Iterator[Any]:
+    """The captioner or the segmenter, on the device while it works.
+
+    Moved as a whole in all modes but "full": what they do is not in their `forward`, where accelerate's hooks would be.
+    """
+    model = getattr(pipe, name)
+    if pipe.memory_mode == "full":
+        yield model
+        return
+    model.to(pipe.compute_device)
+    try:
+        yield model
+    finally:
+        model.to("cpu")
+
+
+@contextmanager
+def weights_at_hand(pipe: DiffV2IRPipeline) -> Iterator[None]:
+    """The UNet with real weights that can be changed, which it has not between the layers of "sequential"."""
+    if pipe.memory_mode != "sequential":
+        yield
+        return
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_module
+
+    device = pipe.compute_device
+    remove_hook_from_module(pipe.unet, recurse=True)
+    try:
+        yield
+    finally:
+        cpu_offload(pipe.unet, device)
+
+
+def _chosen(pipe: DiffV2IRPipeline, device: torch.device) -> tuple[str, str]:
+    if is_zerogpu():
+        return "full", "ZeroGPU lends a whole GPU"
+    free = free_memory(device)
+    if free is None:
+        return "full", f"on {device.type} there is nothing to choose"
+    return choose_mode(free, weight_sizes(pipe), working_memory(pipe))
+
+
+def _gather(pipe: DiffV2IRPipeline) -> None:
+    """Undo a memory mode: every model has its weights, wherever they lie."""
+    pipe.remove_all_hooks()
+    pipe.vae.disable_tiling()
+    pipe.memory_mode, pipe.offload_device = "full", None
+
+
+def _apply(pipe: DiffV2IRPipeline, device: torch.device, mode: str) -> None:
+    if mode == "full":
+        pipe.to(device)
+    elif mode == "park":
+        for name in UNDERSTANDING:
+            getattr(pipe, name).to("cpu")
+        for name in GENERATING:
+            getattr(pipe, name).to(device)
+    elif mode == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        _offload_layers(pipe, device)
+    pipe.memory_mode = mode
+    pipe.offload_device = device if mode in ("model", "sequential") else None
+
+
+def _offload_layers(pipe: DiffV2IRPipeline, device: torch.device) -> None:
+    # As `enable_sequential_cpu_offload` does it, but for the models of `UNDERSTANDING`: SAM reads weights of layers
+    # that it never calls.
+    from accelerate import cpu_offload
+    from diffusers import AutoencoderKL
+
+    pipe.to("cpu")
+    for name in GENERATING:
+        cpu_offload(getattr(pipe, name), device)
+    # AutoencoderTiny is small, and its tiles are right only for eight pixels per latent.
+    if isinstance(pipe.vae, AutoencoderKL):
+        pipe.vae.enable_tiling()
+
+
+def _fall_back(pipe: DiffV2IRPipeline, device: torch.device, mode: str) -> None:
+    import torch
+    from diffusers.utils.torch_utils import empty_device_cache
+
+    following = next_mode(mode)
+    if following is None:
+        raise _refusal(device, mode)
+    logger.warning("out of memory in mode %s; now %s: %s", mode, following, MODES[following])
+    _gather(pipe)
+    empty_device_cache(device.type)
+    try:
+        _apply(pipe, device, following)
+    except torch.OutOfMemoryError as error:
+        raise _refusal(device, following) from error
+
+
+def _rest(pipe: DiffV2IRPipeline) -> None:
+    """Nothing is left on the device by the mode "model" when a call is over."""
+    if pipe.memory_mode == "model":
+        pipe.maybe_free_model_hooks()
+
+
+def _refusal(device: torch.device, mode: str) -> OutOfDeviceMemory:
+    remedies = ["a smaller resolution", "--dtype fp16"]
+    if mode != "sequential":
+        remedies.append("--memory sequential")
+    return OutOfDeviceMemory(
+        f"{device} has too little memory, also in memory mode {mode!r}; what helps: {', '.join(remedies)}, or another "
+        "--device"
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,122 @@
+"""A hub on this machine: as much of its HTTP interface as huggingface_hub needs to list and fetch repositories."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LARGE = (".safetensors", ".ckpt", ".pth", ".bin")
+
+
+class FakeHub:
+    """Repositories by "models/owner/name" or "datasets/owner/name": their files' contents by path.
+
+    Attributes:
+        refusal: status, error code and message with which everything is refused, or None.
+        broken, damaged: files that break off in the middle, or of which a byte is wrong.
+        fetched: files that were asked for, in order.
+    """
+
+    def __init__(self, url: str):
+        self.url = url
+        self.repositories: dict[str, dict[str, bytes]] = {}
+        self.refusal: tuple[int, str, str] | None = None
+        self.broken: set[str] = set()
+        self.damaged: set[str] = set()
+        self.fetched: list[str] = []
+
+
+@contextmanager
+def running_hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.hub = FakeHub(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def checksums(path: str, content: bytes) -> tuple[str, str]:
+    """Git's SHA-1, and what the hub gives as ETag: SHA-256 of large files."""
+    git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    return git, hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else git
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self._answer(head=True)
+
+    def do_GET(self) -> None:
+        self._answer(head=False)
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+    def _answer(self, head: bool) -> None:
+        hub, path = self.server.hub, unquote(urlsplit(self.path).path).strip("/")
+        if hub.refusal:
+            return self._refuse(*hub.refusal)
+        parts = path.removeprefix("api/").split("/")
+        kind = parts.pop(0) if parts[0] in ("models", "datasets") else "models"
+        name, verb, revision, rest = "/".join(parts[:2]), parts[2], parts[3], "/".join(parts[4:])
+        files = hub.repositories.get(f"{kind}/{name}")
+        if files is None:
+            return self._refuse(404, "RepoNotFound", "")
+        if revision not in ("main", COMMIT):
+            return self._refuse(404, "RevisionNotFound", "")
+        if verb == "revision":
+            return self._json({"_id": "1", "id": name, "sha": COMMIT, "siblings": []})
+        if verb == "tree":
+            return self._json([_entry(path, content) for path, content in files.items()])
+        if rest not in files:
+            return self._refuse(404, "EntryNotFound", "")
+        return self._file(rest, files[rest], head)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _json(self, content) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _file(self, path: str, content: bytes, head: bool) -> None:
+        hub = self.server.hub
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{checksums(path, content)[1]}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if head:
+            return
+        hub.fetched.append(path)
+        if path in hub.damaged:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        self.wfile.write(content[: len(content) // 2] if path in hub.broken else content)
+        if path in hub.broken:
+            self.wfile.flush()
+            self.connection.close()
+
+
+def _entry(path: str, content: bytes) -> dict:
+    git, etag = checksums(path, content)
+    entry = {"type": "file", "path": path, "size": len(content), "oid": git}
+    if path.endswith(LARGE):
+        entry["lfs"] = {"oid": etag, "size": len(content), "pointerSize": 100}
+    return entry

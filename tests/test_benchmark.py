@@ -1,0 +1,87 @@
+"""The benchmark's two sides draw the same picture; figures are only checked for being there."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import EPSILON, SCHEDULE
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from benchmarks import inference, literal, random_bundle
+from diffv2ir import imaging
+from diffv2ir.pipeline import DiffV2IRPipeline
+
+
+@pytest.fixture(params=["epsilon", "v_prediction"])
+def predicting(request, pipe):
+    if request.param == "v_prediction":
+        return pipe
+    parts = {**pipe.components, "scheduler": DDPMScheduler(**SCHEDULE, **EPSILON)}
+    return DiffV2IRPipeline(**parts, defaults=pipe.config.defaults)
+
+
+@pytest.mark.parametrize("scales", [(1.5, 1.5, 7.5), (0.5, 2.0, 3.0)])
+def test_the_released_loop_draws_our_picture(predicting, conditioning, scales):
+    settings = predicting.default_settings.replace(
+        sampler="euler_ancestral", steps=5, seed=3,
+        **dict(zip(("visible_scale", "segmentation_scale", "text_scale"), scales, strict=True)),
+    )  # fmt: skip
+    ours = predicting.generate(conditioning, settings)
+    gray = imaging.to_gray(predicting._decode_pixels(literal.sample(predicting, conditioning, settings)))[0]
+    np.testing.assert_allclose(np.asarray(gray), ours.levels * 255, atol=0.6)  # rounded to whole levels
+
+
+def test_the_table_and_the_json(bundle_folder, photo_file, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    arguments = ["--bundle", str(bundle_folder), "--device", "cpu", "--photo", str(photo_file), "--steps", "3"]
+    assert inference.main([*arguments, "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    assert (report["ours"]["evaluations"], report["literal"]["evaluations"]) == (3 * 3, 3 * 4)
+    assert report["difference"]["max"] <= 1
+    assert report["settings"]["sampler"] == "euler_ancestral" and report["device"].startswith("cpu")
+    for side in ("ours", "literal"):
+        assert set(report[side]["seconds"]) == set(inference.STAGES)
+        assert all(len(times) == 1 and times[0] >= 0 for times in report[side]["seconds"].values())
+    printed = capsys.readouterr().out
+    assert "| per photo | ours | literal |" in printed and "| UNet evaluations | 9 | 12 |" in printed
+
+
+def test_what_cannot_be_measured_is_one_line(bundle_folder, tmp_path, capsys):
+    assert inference.main(["--bundle", str(tmp_path / "none")]) == 2
+    assert inference.main(["--bundle", str(bundle_folder), "--photo", str(tmp_path / "none.png")]) == 2
+    assert inference.main(["--bundle", str(bundle_folder), "--steps", "0"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    lines = [line for line in errors if line.startswith("benchmarks/inference.py: ")]
+    assert [next(word for word in ("no such folder", "no such file", "steps") if word in line) for line in lines] == [
+        "no such folder", "no such file", "steps",
+    ]  # fmt: skip
+
+
+def test_random_weights_have_the_true_shape():
+    """859.5 million parameters of Stable Diffusion 1.5's UNet, and 8 input channels more."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**random_bundle.SHAPES["sd15"]["unet"])
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964 + 8 * 320 * 9
+
+
+def test_random_weights_are_measured(monkeypatch, photo_file, capsys):
+    blocks = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                  up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))  # fmt: skip
+    small = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    monkeypatch.setitem(random_bundle.SHAPES, "mini", {
+        "unet": dict(in_channels=12, block_out_channels=(32, 64), cross_attention_dim=32, layers_per_block=1, **blocks),
+        "vae": dict(block_out_channels=(32,), latent_channels=4),
+        "text_encoder": dict(vocab_size=200, **small),
+        "captioner": dict(
+            text_config=dict(vocab_size=40, encoder_hidden_size=32, bos_token_id=2, eos_token_id=3, sep_token_id=3,
+                             pad_token_id=0, **small),
+            vision_config=dict(image_size=32, patch_size=16, **small),
+        ),
+        "segmenter": dict(image_size=64, embed_dim=16, depth=1, num_heads=2, global_attn_indexes=(0,), window_size=2,
+                          prompt_dim=16, points_per_side=2),
+    })  # fmt: skip
+    flags = ["--random", "mini", "--device", "cpu", "--steps", "2", "--resolution", "64", "--photo", str(photo_file)]
+    assert inference.main([*flags, "--peer", "none"]) == 0
+    printed = capsys.readouterr().out
+    assert "mini on cpu" in printed and "| per photo | ours |" in printed and "Difference" not in printed
