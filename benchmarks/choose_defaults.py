@@ -14,12 +14,16 @@ from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
 
+_STRONGER = dict(visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5)
 CANDIDATES = [
-    *[dict(steps=steps) for steps in (1, 2, 4, 8)],
-    dict(steps=4, sampler="ddim"),
-    dict(steps=8, sampler="euler_ancestral"),
-    dict(steps=4, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5),
-    dict(steps=1, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5),
+    dict(steps=1, edge_radius=0),
+    *[dict(steps=1, edge_radius=radius) for radius in (4, 6, 10)],
+    *[dict(steps=1, edge_radius=6, resolution=resolution) for resolution in (128, 192, 320)],
+    *[dict(steps=steps, edge_radius=6) for steps in (2, 4, 10)],
+    dict(steps=10, edge_radius=6, sampler="euler_ancestral"),
+    dict(steps=1, edge_radius=6, visible_scale=1.5),
+    dict(steps=1, edge_radius=6, **_STRONGER),
+    dict(steps=4, edge_radius=6, **_STRONGER),
 ]
 
 

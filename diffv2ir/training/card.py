@@ -15,7 +15,9 @@ STAGES = {
     "autoencoder": "AutoencoderTiny",
     "base": "text-to-image base (visible photos)",
     "phase1": "phase 1, LoRA on infrared alone",
-    "phase2": "phase 2, all pairs: `general`",
+    "phase2-small": "phase 2, all pairs at half size",
+    "phase2-edges": "phase 2, half size, the photo's edges",
+    "phase2": "phase 2, full size: `general`",
     "phase3-flir": "phase 3, LoRA: `flir`",
     "phase3-campus": "phase 3, LoRA: `campus`",
     "phase3-nir": "phase 3, LoRA: `nir`",
@@ -94,7 +96,7 @@ def draw_curves(run: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(3, 4, figsize=(13, 8), layout="constrained")
+    figure, axes = pyplot.subplots(4, 4, figsize=(13, 10), layout="constrained")
     trained = [name for name in STAGES if (run / name / "history.json").is_file()]
     for axis, name in zip(axes.flat, trained, strict=False):
         _, entries = _history(run / name)
