@@ -36,7 +36,7 @@ CONFIGS = {
     "phase1": {"phase": "1", "lora": LORA, **PHASE},
     "phase2-small": {"phase": "2", "map_style": "union", **PHASE},
     "phase2-edges": {"phase": "2", "map_style": "union", **PHASE, "view": {**PHASE["view"], "edge_radius": 2}},
-    "phase2": {"phase": "2", "map_style": "union", "critic": {"width": 8}, **PHASE},
+    "phase2": {"phase": "2", "map_style": "union", **PHASE},
     **{
         f"phase3-{style}": {
             "phase": "3", "style": style, "lora": LORA, "map_style": "union", "sources": ["odd"], **PHASE,

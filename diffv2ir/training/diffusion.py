@@ -11,8 +11,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffv2ir.training.critic import UNetWithCritic
-from diffv2ir.training.loop import Draw, unwrapped
+from diffv2ir.training.loop import Draw
 
 # The seven non-empty subsets of {V, S, T}, in the order of their 2 % bands.
 DROPPED_SUBSETS = ("V", "S", "T", "VS", "VT", "ST", "VST")
@@ -110,16 +109,9 @@ class DiffusionObjective:
         if conditions is not None:
             sample = torch.cat([sample, conditions.to(device)], dim=1)  # [N, 3C, h, w]
         sample = sample.contiguous(memory_format=torch.channels_last)
-        text = self.prompts(prompts).to(device)
-        if isinstance(unwrapped(unet), UNetWithCritic):
-            predicted, *judged = unet(sample, timesteps, text, latents, self._to_estimate(timesteps))
-        else:
-            predicted, judged = unet(sample, timesteps, text).sample.float(), []
+        predicted = unet(sample, timesteps, self.prompts(prompts).to(device)).sample.float()
         errors = F.mse_loss(predicted, self._wanted(latents, noise, timesteps), reduction="none").mean(dim=(1, 2, 3))
         losses = {"loss": (errors * self._weights(timesteps)).mean()}
-        for name, loss in zip(("adversarial", "critic"), judged, strict=False):
-            losses[name] = loss.mean().detach()
-            losses["loss"] = losses["loss"] + loss.mean()
         high = timesteps >= self.noise.high_noise_from
         if high.any():
             losses["high_noise"] = errors[high].mean().detach()
@@ -129,13 +121,6 @@ class DiffusionObjective:
         if self.scheduler.config.prediction_type == "v_prediction":
             return self.scheduler.get_velocity(latents, noise, timesteps)
         return noise
-
-    def _to_estimate(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors (N, 1, 1, 1) of noisy latents and prediction whose sum is the denoised estimate."""
-        alphas = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
-        if self.scheduler.config.prediction_type == "v_prediction":
-            return alphas.sqrt(), -(1 - alphas).sqrt()
-        return alphas.rsqrt(), -(1 / alphas - 1).sqrt()
 
     def _weights(self, timesteps: Tensor) -> Tensor:
         if self.noise.snr_gamma is None:

@@ -25,7 +25,6 @@ from accelerate.utils import parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -36,11 +35,6 @@ _STEP_DIGITS = 7
 def process_state() -> PartialState:
     """This process among those of `accelerate launch`, set up as `Accelerator` does it."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, where several processes have wrapped it."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 class TrainingError(RuntimeError):

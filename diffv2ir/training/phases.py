@@ -29,7 +29,6 @@ from diffv2ir import bundle
 from diffv2ir.data import DataError, Example
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig
-from diffv2ir.training.critic import CriticSettings, UNetWithCritic
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, process_state, write_atomically
 from diffv2ir.unet import merge_lora, widen_conv_in
@@ -72,7 +71,6 @@ class PhaseConfig:
         source_weights: relative frequency of a source's (or "source/kind"'s) examples; 1 where not named.
         style: name of the target style (phase 3 only).
         lora: adapter settings; None trains all weights.
-        critic: an adversary for the denoised estimate (phases 2 and 3); None = without.
         dropout: width of each of the seven condition-dropout bands; in base, the chance of an empty prompt.
         validation_fraction: part of the scenes that is held out.
         map_style: style of the segmentation maps; travels with the bundle.
@@ -88,7 +86,6 @@ class PhaseConfig:
     source_weights: dict[str, float] = field(default_factory=dict)
     style: str | None = None
     lora: LoraSettings | None = None
-    critic: CriticSettings | None = None
     unet: UNetSettings = UNetSettings()
     dropout: float = 0.02
     validation_fraction: float = 0.1
@@ -105,8 +102,6 @@ class PhaseConfig:
             raise ValueError("phase 1 trains a LoRA: set lora")
         if self.phase in ("base", "2") and self.lora is not None:
             raise ValueError(f"phase {self.phase} trains all weights: remove lora")
-        if self.phase in ("base", "1") and self.critic is not None:
-            raise ValueError(f"phase {self.phase} has no photo for a critic to compare with: remove critic")
         if self.map_style not in MAP_STYLES:
             raise ValueError(f"map_style must be one of {MAP_STYLES}, got {self.map_style!r}")
         # Raises now, not after the training, by the name of the field.
@@ -209,7 +204,7 @@ def train_phase(
         return objective(model, draws, torch.stack(targets), list(texts), joined)
 
     def save(folder: Path, model: nn.Module) -> None:
-        write_result(config, model.unet if config.critic else model, start, vlum, folder)
+        write_result(config, model, start, vlum, folder)
 
     def validation_figures(model: nn.Module, step: int) -> dict[str, float]:
         candidate = output / "candidate"
@@ -222,7 +217,7 @@ def train_phase(
     loop = Loop(
         config.loop,
         output,
-        UNetWithCritic(unet, config.critic) if config.critic else unet,
+        unet,
         loss,
         len(chosen),
         weights=[config.weight(example) for example in chosen] if config.source_weights else None,
