@@ -1,4 +1,4 @@
-"""The command line: `python -m diffv2ir translate PHOTO... --out DIR`, `evaluate --data DIR`, `compare A B`."""
+"""The command line: `python -m diffv2ir translate PHOTO... --out DIR`, `evaluate`, `compare`, `convert`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffv2ir.convert import command as convert_command
 from diffv2ir.settings import PRESETS, GenerationSettings
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("first", type=Path, metavar="FIRST", help="a file that evaluate --json wrote")
     compare.add_argument("second", type=Path, metavar="SECOND", help="another one, of the same images or some of them")
     compare.set_defaults(run=run_compare)
+
+    convert_command.add_parser(commands)
     return parser
 
 
