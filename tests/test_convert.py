@@ -18,6 +18,7 @@ from diffv2ir.convert.assemble import convert
 from diffv2ir.convert.checkpoint import ConvertError, open_checkpoint
 from diffv2ir.convert.official import read_components
 from diffv2ir.pipeline import DiffV2IRPipeline
+from diffv2ir.settings import PRESETS, GenerationSettings
 from diffv2ir.training.phases import Parts
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
@@ -129,6 +130,7 @@ def test_bundle_is_complete_in_float16_and_translates(converted, photo):
     settings = pipe.default_settings.replace(steps=2, resolution=64, seed=1)
     assert pipe(photo, settings, caption="a car").image.size == photo.size
     assert pipe.config.map_style == "union" and pipe.config.name == "phase2"
+    assert pipe.default_settings == GenerationSettings().replace(**PRESETS["paper-code"])
 
 
 def test_scheduler_is_that_of_the_checkpoint(converted, state):
@@ -349,7 +351,7 @@ def test_plain_stable_diffusion_is_widened(plain, parts, tmp_path):
     sample, text, timestep = noise(1, 12, 8, 8), noise(1, 16, 128), torch.tensor([500.0])
     expected = model.model.diffusion_model(sample[:, :4], timestep, text)
     torch.testing.assert_close(unet(sample, timestep, encoder_hidden_states=text).sample, expected, **CLOSE)
-    DiffV2IRPipeline.from_pretrained(tmp_path / "wide")
+    assert DiffV2IRPipeline.from_pretrained(tmp_path / "wide").default_settings == GenerationSettings()
 
 
 def test_instruct_pix2pix_is_widened(tmp_path):

@@ -14,7 +14,7 @@ from diffv2ir.convert.checkpoint import ConvertError
 from diffv2ir.convert.parts import write_captioner, write_segmenter, write_tokenizer
 from diffv2ir.convert.sources import DiffusersFolder, OfficialFile
 from diffv2ir.files import write_atomically
-from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
+from diffv2ir.settings import GENERAL_STYLE, PRESETS, GenerationSettings
 
 IN_CHANNELS = 12
 STARTING_POINTS = {4: "Stable Diffusion", 8: "InstructPix2Pix", IN_CHANNELS: "DiffV2IR"}
@@ -106,16 +106,18 @@ def convert(
             progress("captioner")
             write_captioner(captioner, folder)
         models.write(folder, in_channels, progress)
-        _write_index(folder, source.stem, is_bundle=not missing)
+        _write_index(folder, source.stem, STARTING_POINTS[models.in_channels], is_bundle=not missing)
 
     write_atomically(target, write)
     return Converted(target, STARTING_POINTS[models.in_channels], tuple(missing), in_channels)
 
 
-def _write_index(folder: Path, name: str, is_bundle: bool) -> None:
+def _write_index(folder: Path, name: str, started_from: str, is_bundle: bool) -> None:
     index = {"_diffusers_version": diffusers.__version__, **_CLASSES}
     if is_bundle:
-        settings = {"styles": [GENERAL_STYLE], "map_style": "union", "defaults": GenerationSettings().to_dict()}
+        # Weights that were published with the paper's code run as that code ran them.
+        defaults = GenerationSettings().replace(**(PRESETS["paper-code"] if started_from == "DiffV2IR" else {}))
+        settings = {"styles": [GENERAL_STYLE], "map_style": "union", "defaults": defaults.to_dict()}
         index = {"_class_name": "DiffV2IRPipeline", **index, **_UNDERSTANDING, **settings, "name": name}
     else:
         unused = {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]}
