@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from diffv2ir.settings import SAMPLERS, GenerationSettings
+from diffv2ir.settings import BRANCH_ORDERS, SAMPLERS, GenerationSettings
 
 AXES = {
     "visible_scale": "s_V",
@@ -17,6 +17,7 @@ AXES = {
     "steps": "steps",
     "edge_radius": "edges",
     "sampler": "sampler",
+    "branch_order": "order",
     "style": "style",
     "seed": "seed",
     "caption": "caption",
@@ -105,7 +106,8 @@ def suggestion(name: str, settings: GenerationSettings, styles: Sequence[str] = 
 
 def _names(name: str, styles: Sequence[str]) -> Sequence[str] | None:
     """The names that an axis knows; empty for any name, None for an axis of numbers."""
-    return {"sampler": SAMPLERS, "style": styles, "caption": (ON, OFF), "map": (ON, OFF)}.get(name)
+    known = {"sampler": SAMPLERS, "branch_order": BRANCH_ORDERS, "caption": (ON, OFF), "map": (ON, OFF)}
+    return styles if name == "style" else known.get(name)
 
 
 def _help(name: str, styles: Sequence[str]) -> str:

@@ -81,7 +81,7 @@ def translate_photos(
         try:
             if max_pixels is not None:
                 check_pixels(photo, max_pixels)
-            conditioning = pipe.prepare(photo, caption, segmentation, settings.resolution)
+            conditioning = pipe.prepare(photo, caption, segmentation, **settings.preparation)
             if goes_on(0, settings.steps):
                 output = pipe.generate(conditioning, settings, goes_on)
         except (ImageError, FloatingPointError, OutOfDeviceMemory) as problem:

@@ -1,4 +1,4 @@
-"""The command line: `python -m diffv2ir translate PHOTO... --out DIR`, `evaluate`, `compare`, `fetch`, `bundles`."""
+"""The command line: `python -m diffv2ir translate PHOTO... --out DIR`, `evaluate`, `compare`, `convert` ..."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffv2ir.cli_models import add_model_commands
+from diffv2ir.convert import command as convert_command
 from diffv2ir.hub import HubError
 from diffv2ir.loading import CommandError, add_model_arguments, load_pipeline
 from diffv2ir.memory import OutOfDeviceMemory
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("second", type=Path, metavar="SECOND", help="another one, of the same images or some of them")
     compare.set_defaults(run=run_compare)
     add_model_commands(commands)
+    convert_command.add_parser(commands)
     return parser
 
 

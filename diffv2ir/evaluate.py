@@ -161,7 +161,7 @@ def translate_examples(
         batch = examples[start : start + batch_size]
         visible = [central_square(open_image(example.visible)) for example in batch]
         off = {"caption": "" if "caption" in without else None, "segmentation": False if "map" in without else None}
-        conditionings = [pipe.prepare(image, resolution=settings.resolution, **off) for image in visible]
+        conditionings = [pipe.prepare(image, **settings.preparation, **off) for image in visible]
         seeds = [example_seed(example, settings.seed or 0) for example in batch]
         outputs = pipe.generate_batch(conditionings, settings, seeds=seeds)
         for example, image, output in zip(batch, visible, outputs, strict=True):

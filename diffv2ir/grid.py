@@ -45,11 +45,10 @@ class Cell:
         from diffv2ir.guidance import branch_weights, make_branches
 
         s, nothing = self.settings, torch.zeros(1, 1, 1, 1)
-        weights = branch_weights(s.visible_scale, s.segmentation_scale, s.text_scale)
+        weights = branch_weights(s.visible_scale, s.segmentation_scale, s.text_scale, s.branch_order)
         # The pipeline's own way of leaving branches out, so that the two cannot disagree.
-        branches = make_branches(
-            weights, nothing, nothing if self.map else None, nothing[0] if self.caption else None, nothing[0]
-        )
+        drawn, text = nothing if self.map else None, nothing[0] if self.caption else None
+        branches = make_branches(weights, nothing, drawn, text, nothing[0], s.branch_order)
         return s.steps * len(branches)
 
 

@@ -4,6 +4,9 @@ Eq. 2,  ε(∅) + s_V (ε(V) − ε(∅)) + s_S (ε(V,S) − ε(V)) + s_T (ε(V,
 with weights that add up to 1. Because they do, the same weights guide a v-prediction: with x_t = α x_0 + σ ε, the
 velocity v = α ε − σ x_0 = (ε − σ x_t) / α is, at a fixed x_t and t, an affine function of ε, and an affine function
 passes unchanged through a sum whose weights add up to 1.
+
+The paper's released code takes the map before the photo ("svt"):  ε(∅) + s_S (ε(S) − ε(∅)) + s_V (ε(V,S) − ε(S))
++ s_T (ε(V,S,T) − ε(V,S)).  With s_V = s_S the two orders are the same.
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ _SATURATED_SECONDS = 1.0
 
 
 class BranchWeights(NamedTuple):
-    """Weight of each prediction: without condition, with the visible image, plus the map, plus the text."""
+    """Weight of each prediction: without condition, with the first image of the order, with both, plus the text."""
 
     none: float
-    visible: float
-    segmentation: float
+    first: float
+    both: float
     text: float
 
 
@@ -44,11 +47,14 @@ class Branch:
     text_embeds: Tensor  # [B, L, D]
 
 
-def branch_weights(visible_scale: float, segmentation_scale: float, text_scale: float) -> BranchWeights:
-    """Eq. 2 of the paper, sorted by prediction. The four weights add up to 1."""
-    return BranchWeights(
-        1 - visible_scale, visible_scale - segmentation_scale, segmentation_scale - text_scale, text_scale
-    )
+def branch_weights(
+    visible_scale: float, segmentation_scale: float, text_scale: float, order: str = "vst"
+) -> BranchWeights:
+    """Eq. 2 of the paper, sorted by prediction; "svt" as in its released code. The four weights add up to 1."""
+    first, second = visible_scale, segmentation_scale
+    if order == "svt":
+        first, second = second, first
+    return BranchWeights(1 - first, first - second, second - text_scale, text_scale)
 
 
 def make_branches(
@@ -57,6 +63,7 @@ def make_branches(
     segmentation_latents: Tensor | None,
     text_embeds: Tensor | None,
     null_embeds: Tensor,
+    order: str = "vst",
 ) -> list[Branch]:
     """The branches that have to be evaluated: those whose weight is not zero.
 
@@ -65,21 +72,25 @@ def make_branches(
     Args:
         visible_latents, segmentation_latents: [B, 4, h, w].
         text_embeds, null_embeds: [B, L, D] of the prompt and of the empty text.
+        order: the one of the weights: "vst" has the visible image alone in its second branch, "svt" the map.
     """
-    none, visible, segmentation, text = weights
+    none, first, both, text = weights
     if text_embeds is None:
-        segmentation, text = segmentation + text, 0.0
+        both, text = both + text, 0.0
     null = torch.zeros_like(visible_latents)
     if segmentation_latents is None:
-        visible, segmentation = visible + segmentation, 0.0
         segmentation_latents = null
-    only_visible = torch.cat([visible_latents, null], dim=1)  # [B, 8, h, w]
-    both = torch.cat([visible_latents, segmentation_latents], dim=1)
+        if order == "svt":
+            none, first = none + first, 0.0
+        else:
+            first, both = first + both, 0.0
+    alone = (null, segmentation_latents) if order == "svt" else (visible_latents, null)
+    with_both = torch.cat([visible_latents, segmentation_latents], dim=1)  # [B, 8, h, w]
     branches = [
-        Branch(none, torch.zeros_like(both), null_embeds),
-        Branch(visible, only_visible, null_embeds),
-        Branch(segmentation, both, null_embeds),
-        Branch(text, both, null_embeds if text_embeds is None else text_embeds),
+        Branch(none, torch.zeros_like(with_both), null_embeds),
+        Branch(first, torch.cat(alone, dim=1), null_embeds),
+        Branch(both, with_both, null_embeds),
+        Branch(text, with_both, null_embeds if text_embeds is None else text_embeds),
     ]
     return [branch for branch in branches if branch.weight != 0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import struct
 from pathlib import Path
@@ -11,11 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from diffv2ir.settings import RESOLUTION_RULES
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 # A photo longer than this is denoised with a shorter side below the resolution, which bounds memory and time.
 MAX_ASPECT = 3.0
+
+# Of the sides in the paper's released code.
+_CODE_MULTIPLE = 64
 
 # What Pillow's decoders raise over damaged files, besides saying so properly.
 _DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, struct.error)
@@ -77,13 +83,25 @@ def open_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"{path}: cannot be read ({error})") from None
 
 
-def working_size(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
+def working_size(
+    size: tuple[int, int], resolution: int, multiple: int, rule: str = RESOLUTION_RULES[0]
+) -> tuple[int, int]:
     """(width, height) at which a photo of `size` is denoised.
 
     The aspect ratio is kept and the shorter side becomes `resolution`; if the longer one would then exceed `MAX_ASPECT`
     times the resolution, the longer side becomes that. Both are rounded to a multiple of `multiple`, what VAE and UNet
     halve together, and are at least one multiple.
+
+    With the rule "longer", which is that of the paper's released code, both sides are multiples of 64: the shorter
+    one, of the photo whose longer side is `resolution`, is rounded up, and the longer one that goes with it down. (That
+    code cuts off what is then too long; here the photo is resized, by a few percent at most, and nothing is lost.)
     """
+    if rule == "longer":
+        step = math.lcm(_CODE_MULTIPLE, multiple)
+        shorter = -(-min(size) * resolution // (max(size) * step)) * step
+        most = max(step, int(MAX_ASPECT * resolution) // step * step)
+        longer = min(most, max(size) * shorter // (min(size) * step) * step)
+        return (longer, shorter) if size[0] >= size[1] else (shorter, longer)
     scale = min(resolution / min(size), MAX_ASPECT * resolution / max(size))
     width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in size)
     return width, height

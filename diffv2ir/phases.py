@@ -69,7 +69,8 @@ def draw_phases(
     Raises:
         ValueError: the text-to-image weights do not fit this bundle.
     """
-    settings = settings.replace(seed=settings.seed or 0, resolution=conditioning.resolution)
+    size = {"resolution": conditioning.resolution, "resolution_rule": conditioning.resolution_rule}
+    settings = settings.replace(seed=settings.seed or 0, **size)
     early = _early_folder(pipe)
     names = held_phases(pipe)
     unet = None if early is None else _load_base(pipe, early)

@@ -58,7 +58,7 @@ class Conditioning:
         prompt_embeds, null_embeds: [1, L, D] of the prompt and of the empty text.
         visible_latents, segmentation_latents: [1, 4, h, w], unscaled encoder modes; zeros if the map is off.
         size: (width, height) of the photo, and of every result.
-        resolution: pixels of the shorter side while denoising, as asked for.
+        resolution, resolution_rule: the working size as asked for, see `imaging.working_size`.
         own_map: whether the map was given, not made by the bundle's model.
         timings: seconds by stage.
     """
@@ -73,6 +73,7 @@ class Conditioning:
     segmentation_latents: Tensor
     size: tuple[int, int]
     resolution: int
+    resolution_rule: str = "shorter"
     own_map: bool = False
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -278,6 +279,9 @@ class DiffV2IRPipeline(DiffusionPipeline):
         caption: str | None = None,
         segmentation: ImageSource | None | bool = None,
         resolution: int | None = None,
+        resolution_rule: str | None = None,
+        captioning: str | None = None,
+        caption_seed: int = 0,
     ) -> Conditioning:
         """Everything that is done once per photo: caption, segmentation map, text embeddings, latents.
 
@@ -285,20 +289,21 @@ class DiffV2IRPipeline(DiffusionPipeline):
             image: the photo: path, PIL image or array, of any size.
             caption: None asks BLIP; "" switches the text condition off.
             segmentation: None asks SAM; a map of the photo's aspect ratio is used as it is; False switches it off.
-            resolution: pixels of the shorter side while denoising; None = the bundle's default. See
-                `imaging.working_size`.
+            resolution, resolution_rule: the size while denoising, see `imaging.working_size`; None = the bundle's.
+            captioning: "greedy", or "sampled" by `caption_seed`; None = the bundle's. `GenerationSettings.preparation`
+                has all of these.
 
         Raises:
             ImageError: the photo or the map cannot be used.
-            ValueError: caption or resolution of a wrong kind or range.
+            ValueError: caption, resolution, rule or captioning of a wrong kind or range.
             OutOfDeviceMemory: the device has too little memory.
         """
         timings: dict[str, float] = {}
-        settings = self.default_settings
-        resolution = settings.resolution if resolution is None else settings.replace(resolution=resolution).resolution
+        asked = {"resolution": resolution, "resolution_rule": resolution_rule, "captioning": captioning}
+        settings = self.default_settings.replace(**{name: value for name, value in asked.items() if value is not None})
         photo = imaging.open_image(image)
         with _timed(timings, "caption"):
-            caption = self._caption(photo, caption)
+            caption = self._caption(photo, caption, settings.captioning == "sampled", caption_seed)
         with _timed(timings, "segmentation"):
             drawn = self._segmentation(photo, segmentation)
         prompt = build_prompt(caption)
@@ -308,7 +313,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             null_embeds = self._null_embeds.to(self.compute_device)
             prompt_embeds = self.encode_text(prompt) if prompt else null_embeds
         with _timed(timings, "encode"):
-            visible_latents, segmentation_latents = self._encode_both(photo, drawn, resolution)
+            visible_latents, segmentation_latents = self._encode_both(photo, drawn, settings)
             synchronize(visible_latents.device)
         return Conditioning(
             image=photo,
@@ -320,7 +325,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
             visible_latents=visible_latents,
             segmentation_latents=segmentation_latents,
             size=photo.size,
-            resolution=resolution,
+            resolution=settings.resolution,
+            resolution_rule=settings.resolution_rule,
             own_map=segmentation is not None and segmentation is not False,
             timings=timings,
         )
@@ -365,10 +371,10 @@ class DiffV2IRPipeline(DiffusionPipeline):
         """Pixels by which VAE and UNet need the sides of an image to be divisible."""
         return latent_stride(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
-    def _caption(self, photo: Image.Image, caption: str | None) -> str:
+    def _caption(self, photo: Image.Image, caption: str | None, sample: bool, seed: int) -> str:
         if caption is None:
             with memory.at_work(self, "captioner") as captioner:
-                return caption_images(captioner, self.captioner_processor, [photo])[0]
+                return caption_images(captioner, self.captioner_processor, [photo], sample=sample, seed=seed)[0]
         if not isinstance(caption, str):
             raise ValueError(f"caption must be a text or None, got {type(caption).__name__}")
         return " ".join(caption.split())
@@ -394,9 +400,14 @@ class DiffV2IRPipeline(DiffusionPipeline):
             )
         return drawn
 
-    def _encode_both(self, photo: Image.Image, drawn: Image.Image | None, resolution: int) -> tuple[Tensor, Tensor]:
-        """Latents of photo and map at a resolution, each [1, 4, h, w]; zeros without a map."""
-        size = imaging.working_size(photo.size, resolution, self.size_multiple)
+    def _working_size(self, size: tuple[int, int], settings: GenerationSettings) -> tuple[int, int]:
+        return imaging.working_size(size, settings.resolution, self.size_multiple, settings.resolution_rule)
+
+    def _encode_both(
+        self, photo: Image.Image, drawn: Image.Image | None, settings: GenerationSettings
+    ) -> tuple[Tensor, Tensor]:
+        """Latents of photo and map at the working size, each [1, 4, h, w]; zeros without a map."""
+        size = self._working_size(photo.size, settings)
         visible = self.encode_image(photo.resize(size, Image.Resampling.BICUBIC))
         if drawn is None:
             return visible, torch.zeros_like(visible)
@@ -410,7 +421,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
         """Denoise one infrared picture.
 
         Args:
-            settings: None = the bundle's defaults. A resolution other than the prepared one re-encodes photo and map.
+            settings: None = the bundle's defaults. A resolution or rule other than the prepared one re-encodes photo
+                and map.
             callback: called after each step as callback(step, total, estimate), step from 1; returning False cancels.
         """
         relay = None if callback is None else lambda step, total, estimates: callback(step, total, estimates[0])
@@ -445,9 +457,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
         seeds = _seeds(len(conditionings), settings, seeds)
         started = time.perf_counter()
         self.set_style(settings.style)
-        conditionings = [self._at_resolution(c, settings.resolution) for c in conditionings]
-        weights = branch_weights(settings.visible_scale, settings.segmentation_scale, settings.text_scale)
-        branches = [self._branches(c, weights) for c in conditionings]
+        conditionings = [self._at_resolution(c, settings) for c in conditionings]
+        branches = [self._branches(c, settings) for c in conditionings]
         latents, steps_done = self._denoise(branches, settings, seeds, callback)
         synchronize(latents.device)
         denoised = time.perf_counter()
@@ -483,8 +494,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
         callback: Callback | None = None,
     ) -> Output:
         """`prepare` and `generate` in one."""
-        resolution = None if settings is None else settings.resolution
-        return self.generate(self.prepare(image, caption, segmentation, resolution), settings, callback)
+        settings = self.default_settings if settings is None else settings
+        return self.generate(self.prepare(image, caption, segmentation, **settings.preparation), settings, callback)
 
     def _record(self, c: Conditioning, settings: GenerationSettings) -> Record:
         source = "none" if c.segmentation is None else "own" if c.own_map else "model"
@@ -509,29 +520,33 @@ class DiffV2IRPipeline(DiffusionPipeline):
         if not conditionings:
             raise ValueError("there is nothing to generate: no conditioning was given")
         if settings is None:
-            settings = self.default_settings.replace(resolution=conditionings[0].resolution)
+            first = conditionings[0]
+            settings = self.default_settings.replace(resolution=first.resolution, resolution_rule=first.resolution_rule)
         if not isinstance(settings, GenerationSettings):
             raise ValueError(f"settings must be GenerationSettings, got {type(settings).__name__}")
-        sizes = {imaging.working_size(c.size, settings.resolution, self.size_multiple) for c in conditionings}
+        sizes = {self._working_size(c.size, settings) for c in conditionings}
         if len(sizes) > 1:
             raise ValueError(f"a batch needs one working size, got {sorted(sizes)}; generate them one by one")
         return settings
 
-    def _at_resolution(self, c: Conditioning, resolution: int) -> Conditioning:
-        """The conditioning with latents of another resolution; caption and map stay."""
-        if c.resolution == resolution:
+    def _at_resolution(self, c: Conditioning, settings: GenerationSettings) -> Conditioning:
+        """The conditioning with latents of the settings' resolution; caption and map stay."""
+        wanted = {"resolution": settings.resolution, "resolution_rule": settings.resolution_rule}
+        if wanted == {name: getattr(c, name) for name in wanted}:
             return c
-        visible, segmentation = self._encode_both(c.image, c.segmentation, resolution)
-        return dataclasses.replace(c, visible_latents=visible, segmentation_latents=segmentation, resolution=resolution)
+        visible, segmentation = self._encode_both(c.image, c.segmentation, settings)
+        return dataclasses.replace(c, visible_latents=visible, segmentation_latents=segmentation, **wanted)
 
-    def _branches(self, c: Conditioning, weights) -> list[Branch]:
-        device, dtype = self.compute_device, self.unet.dtype
+    def _branches(self, c: Conditioning, settings: GenerationSettings) -> list[Branch]:
+        device, dtype, order = self.compute_device, self.unet.dtype, settings.branch_order
+        weights = branch_weights(settings.visible_scale, settings.segmentation_scale, settings.text_scale, order)
         return make_branches(
             weights,
             c.visible_latents.to(device, dtype),
             None if c.segmentation is None else c.segmentation_latents.to(device, dtype),
             c.prompt_embeds.to(device, dtype) if c.prompt else None,
             c.null_embeds.to(device, dtype),
+            order,
         )
 
     def _denoise(

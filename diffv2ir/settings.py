@@ -12,6 +12,9 @@ from typing import Any
 
 SAMPLERS = ("euler_ancestral", "dpmpp_2m", "unipc", "ddim")
 MAP_STYLES = ("union", "regions")
+BRANCH_ORDERS = ("vst", "svt")
+RESOLUTION_RULES = ("shorter", "longer")
+CAPTIONINGS = ("greedy", "sampled")
 MAX_SEED = 2**31 - 1
 GENERAL_STYLE = "general"
 
@@ -54,13 +57,37 @@ class GenerationSettings:
     )  # fmt: skip
     sampler: str = _setting("euler_ancestral", "Sampler", "The paper uses euler_ancestral.", choices=SAMPLERS)
     resolution: int = _setting(
-        512, "Resolution", "Pixels of the shorter side while denoising.", minimum=64, maximum=1024, limit=2048, step=64
+        512,
+        "Resolution",
+        "Pixels of the shorter side while denoising (see resolution_rule).",
+        minimum=64,
+        maximum=1024,
+        limit=2048,
+        step=64,
     )
     edge_radius: float = _setting(
         0.0, "Edges", "The picture's edges are put where the photo has them within this share of the shorter side, "
         "in percent; 0 = as the decoder drew them.", minimum=0.0, maximum=15.0, limit=25.0, step=0.5,
     )  # fmt: skip
     style: str = _setting(GENERAL_STYLE, "Style", "Target style of the bundle; 'general' is the model without adapter.")
+    branch_order: str = _setting(
+        "vst", "Order of the conditions",
+        "vst: photo, map, text (Eq. 2 of the paper); svt: the map first, as the paper's released code does, so that "
+        "s_S weighs the map alone and s_V the photo beside it.",
+        choices=BRANCH_ORDERS,
+    )  # fmt: skip
+    resolution_rule: str = _setting(
+        "shorter", "Resolution rule",
+        "shorter: the shorter side becomes the resolution; longer: about the longer one does, both sides multiples of "
+        "64, as in the released code, which is faster on wide photos.",
+        choices=RESOLUTION_RULES,
+    )  # fmt: skip
+    captioning: str = _setting(
+        "greedy", "Captioning",
+        "greedy: the model's most likely words, the same for every seed; sampled: drawn by the seed (top-p 0.9, 5 to "
+        "20 tokens), as in the released code.",
+        choices=CAPTIONINGS,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for name in ("steps", "resolution", "seed"):
@@ -68,8 +95,10 @@ class GenerationSettings:
                 object.__setattr__(self, name, self._checked(name, integer=True))
         for name in ("visible_scale", "segmentation_scale", "text_scale", "edge_radius"):
             object.__setattr__(self, name, self._checked(name, integer=False))
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        for name, known in self.__dataclass_fields__.items():
+            choices, value = known.metadata.get("choices"), getattr(self, name)
+            if choices and value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if not isinstance(self.style, str) or not _STYLE_NAME.fullmatch(self.style):
             raise ValueError(f"style must be a name of letters, digits, '-' and '_', got {self.style!r}")
 
@@ -87,8 +116,19 @@ class GenerationSettings:
     @property
     def evaluations(self) -> int:
         """Evaluations of the UNet, with all conditions on: steps times the branches of Eq. 2 of a weight not zero."""
-        scales = (1.0, self.visible_scale, self.segmentation_scale, self.text_scale, 0.0)
+        images = (self.visible_scale, self.segmentation_scale)
+        scales = (1.0, *(images if self.branch_order == "vst" else images[::-1]), self.text_scale, 0.0)
         return self.steps * sum(above != below for above, below in pairwise(scales))
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """What `DiffV2IRPipeline.prepare` has to know of the settings, by its arguments."""
+        return {
+            "resolution": self.resolution,
+            "resolution_rule": self.resolution_rule,
+            "captioning": self.captioning,
+            "caption_seed": (self.seed or 0) if self.captioning == "sampled" else 0,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -117,6 +157,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "visible_scale": 1.5,
         "segmentation_scale": 1.5,
         "text_scale": 7.5,
+        "edge_radius": 0.0,
+        "branch_order": "vst",
+    },
+    # What the paper's released code does, where the paper says nothing or something else.
+    "paper-code": {
+        "sampler": "euler_ancestral",
+        "steps": 100,
+        "visible_scale": 1.5,
+        "segmentation_scale": 1.5,
+        "text_scale": 7.5,
+        "resolution": 512,
+        "branch_order": "svt",
+        "resolution_rule": "longer",
+        "captioning": "sampled",
         "edge_radius": 0.0,
     },
 }

@@ -134,7 +134,7 @@ def translate_clip(
 
             if not goes_on(0, settings.steps):
                 return
-            conditioning = pipe.prepare(frame, caption, None if use_map else False, settings.resolution)
+            conditioning = pipe.prepare(frame, caption, None if use_map else False, **settings.preparation)
             if not goes_on(0, settings.steps):
                 return
             output = pipe.generate(conditioning, settings, goes_on)

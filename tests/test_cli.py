@@ -96,6 +96,7 @@ def test_results_never_overwrite_a_photo(loaded, photo, tmp_path):
 
 def test_flags_become_settings(loaded, photos, tmp_path):
     flags = ["--style", "night", "--visible-scale", 2, "--segmentation-scale", "0", "--text-scale", "4.5"]
+    flags += ["--branch-order", "svt", "--resolution-rule", "longer", "--captioning", "sampled"]
     assert translate(photos / "street.png", "--out", tmp_path, *flags, "--resolution", 96, "--caption", "a car") == 0
     metadata = restore(tmp_path / "street_ir.png").settings.to_dict()
     assert metadata == {
@@ -107,6 +108,9 @@ def test_flags_become_settings(loaded, photos, tmp_path):
         "sampler": "ddim",
         "resolution": 96,
         "style": "night",
+        "branch_order": "svt",
+        "resolution_rule": "longer",
+        "captioning": "sampled",
     }
     with Image.open(tmp_path / "street_ir.png") as image:
         assert image.text["Description"] == "a car"

@@ -22,8 +22,9 @@ from PIL import Image, ImageEnhance
 from torch import Tensor, nn
 
 from diffv2ir.data import Example
+from diffv2ir.files import write_atomically
 from diffv2ir.training.images import load_rgb, random_integer, to_tensor
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
+from diffv2ir.training.loop import Draw, Loop, LoopConfig
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from diffv2ir.data import Example
+from diffv2ir.files import write_atomically
 from diffv2ir.training.images import load_rgb, random_integer, resize_shorter
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
+from diffv2ir.training.loop import Draw, Loop, LoopConfig
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,8 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from diffv2ir.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -340,27 +341,6 @@ def latest_checkpoint(output: str | Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
     found = sorted((Path(output) / "checkpoints").glob("step-*"))
     return found[-1] if found else None
-
-
-def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, flush it, and only then give it its name. A failure leaves nothing behind."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write(partial)
-        for path in [*partial.rglob("*"), partial]:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
 
 
 def _maybe_no_sync(accelerator: Accelerator, model: nn.Module, sync: bool):

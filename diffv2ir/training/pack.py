@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffv2ir import bundle, phases
+from diffv2ir.files import write_atomically
 from diffv2ir.pipeline import DiffV2IRPipeline
-from diffv2ir.training.loop import write_atomically
 
 # A larger file does not belong in a git repository.
 MAX_FILE_SIZE = "15MB"

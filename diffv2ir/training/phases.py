@@ -27,10 +27,11 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextMo
 
 from diffv2ir import bundle
 from diffv2ir.data import DataError, Example
+from diffv2ir.files import write_atomically
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, process_state, write_atomically
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, process_state
 from diffv2ir.unet import merge_lora, widen_conv_in
 from diffv2ir.vlum import INFRARED_PROMPT, MAP_STYLES, SamSegmenter, build_prompt
 

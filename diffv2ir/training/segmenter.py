@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffv2ir.data import Example
+from diffv2ir.files import write_atomically
 from diffv2ir.training.cache import file_hash
 from diffv2ir.training.images import load_rgb, random_integer
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
+from diffv2ir.training.loop import Draw, Loop, LoopConfig
 from diffv2ir.vlum.segment import PIXEL_MEAN, SamSegmenter
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from diffv2ir.data import Example
+from diffv2ir.files import write_atomically
 from diffv2ir.training.images import load_rgb, random_integer, resize_shorter, to_tensor
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, write_atomically
+from diffv2ir.training.loop import Draw, Loop, LoopConfig
 from diffv2ir.vlum import INFRARED_PROMPT, build_prompt
 
 logger = logging.getLogger(__name__)

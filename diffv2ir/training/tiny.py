@@ -13,10 +13,10 @@ from pathlib import Path
 from diffusers import DDPMScheduler
 
 from diffv2ir.data import DataError, Example, check_examples, read_examples, split_validation
+from diffv2ir.files import write_atomically
 from diffv2ir.training.autoencoder import AutoencoderConfig, train_autoencoder
 from diffv2ir.training.captioner import CaptionerConfig, train_captioner
 from diffv2ir.training.config import load_config
-from diffv2ir.training.loop import write_atomically
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import PhaseConfig, link_tree, train_phase
 from diffv2ir.training.segmenter import SegmenterConfig, train_segmenter

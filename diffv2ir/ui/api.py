@@ -48,7 +48,7 @@ class Api:
             api_name="translate",
             **MODEL_QUEUE,
         )
-        prepare = {**shared, "resolution": tab.settings["resolution"]}
+        prepare = {**shared, **{name: tab.settings[name] for name in ("resolution", "captioning")}}
         self.triggers[1].click(
             by_name(self.prepare, prepare),
             list(prepare.values()),
@@ -60,7 +60,9 @@ class Api:
     def prepare(self, data: dict[str, Any]) -> tuple[str, Any]:
         """What the model understands of a photo: its caption and its segmentation map."""
         photo = _photo(data)
-        conditioning = data["session"].understand(self.page.pipe, photo, data["resolution"])
+        asked = {name: data[name] for name in ("resolution", "captioning")}
+        settings = self.page.facts.defaults.replace(**asked)
+        conditioning = data["session"].understand(self.page.pipe, photo, **settings.preparation)
         return conditioning.caption, conditioning.segmentation
 
     def translate(self, data: dict[str, Any]) -> Iterator[tuple[Any, str, dict]]:
@@ -71,7 +73,12 @@ class Api:
         """
         photo, settings = _photo(data), self.page.translate.read_settings(data)
         conditioning = data["session"].condition(
-            self.page.pipe, photo, data["caption"], bool(data["use_map"]), settings.resolution, data["own_map"]
+            self.page.pipe,
+            photo,
+            data["caption"],
+            bool(data["use_map"]),
+            own_map=data["own_map"],
+            **settings.preparation,
         )
         for event in stream(self.page.pipe, conditioning, settings):
             if not isinstance(event, Step):

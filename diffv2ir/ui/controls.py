@@ -11,6 +11,7 @@ from diffv2ir.ui.common import field_of
 from diffv2ir.ui.model import BundleFacts
 
 SCALES = ("visible_scale", "segmentation_scale", "text_scale")
+VARIANTS = ("branch_order", "resolution_rule", "captioning")
 _OWN = "bundle"
 
 
@@ -39,10 +40,7 @@ class Controls:
                 self.fields["style"] = gr.Radio(
                     list(self.facts.styles), value=self.defaults.style, label=field["label"], info=field["help"]
                 )
-            field = field_of("sampler")
-            self.fields["sampler"] = gr.Dropdown(
-                list(field["choices"]), value=self.defaults.sampler, label=field["label"], info=field["help"]
-            )
+            self._choice("sampler")
             self._slider("resolution")
             self._slider("edge_radius")
         with gr.Row():
@@ -56,6 +54,9 @@ class Controls:
                 info="Start of the random noise: the same seed gives the same picture.",
             )
             self.new_seed = gr.Checkbox(False, label="Draw a new seed each time", info="The seed used is always shown.")
+        with gr.Accordion("As the paper says, or as its released code does", open=False), gr.Row():
+            for name in VARIANTS:
+                self._choice(name)
 
     def connect(self) -> None:
         names = list(self.fields)
@@ -89,9 +90,15 @@ class Controls:
 
     def _apply_preset(self, name: str) -> list[Any]:
         changes = PRESETS.get(name, {})
-        shown = ("sampler", "steps", "edge_radius", *SCALES)
+        shown = {field for preset in PRESETS.values() for field in preset}
         settings = self.defaults.replace(**changes)
         return [getattr(settings, field) if field in shown else gr.skip() for field in self.fields]
+
+    def _choice(self, name: str) -> None:
+        field = field_of(name)
+        self.fields[name] = gr.Dropdown(
+            list(field["choices"]), value=getattr(self.defaults, name), label=field["label"], info=field["help"]
+        )
 
     def _slider(self, name: str) -> None:
         field = field_of(name)

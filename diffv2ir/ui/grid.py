@@ -216,12 +216,12 @@ class GridTab:
         )
 
     def _condition(self, data: dict[str, Any]) -> Condition:
-        resolution = self.page.translate.read_settings(data).resolution
+        preparation = self.page.translate.read_settings(data).preparation
 
         def condition(use_caption: bool, use_map: bool):
             caption = data["caption"] if use_caption else ""
             return data["session"].condition(
-                self.page.pipe, data["photo"], caption, use_map, resolution, data["own_map"]
+                self.page.pipe, data["photo"], caption, use_map, own_map=data["own_map"], **preparation
             )
 
         return condition

@@ -66,6 +66,7 @@ class Session:
         self.evaluation_seconds = 0.0  # of the UNet, as last measured; 0 = not yet
         self.results: deque[Result] = deque(maxlen=_RESULTS)
         self._understood = BoundedCache(capacity)
+        self._ways = BoundedCache(capacity)
         self._conditioned = BoundedCache(capacity)
         self._count = 0
 
@@ -82,14 +83,19 @@ class Session:
         """The newest result."""
         return self.results[-1] if self.results else None
 
-    def understand(self, pipe: DiffV2IRPipeline, photo: ImageSource, resolution: int) -> Conditioning:
+    def understand(
+        self, pipe: DiffV2IRPipeline, photo: ImageSource, resolution: int, **preparation: Any
+    ) -> Conditioning:
         """The photo with the caption and the map of the bundle's own models.
+
+        Args:
+            resolution, preparation: as from `GenerationSettings.preparation`.
 
         Raises:
             ImageError: the photo cannot be used.
         """
         image = imaging.open_image(photo)
-        return self._understand(pipe, image, imaging.content_hash(image), resolution)
+        return self._understand(pipe, image, imaging.content_hash(image), {"resolution": resolution, **preparation})
 
     def condition(
         self,
@@ -99,6 +105,7 @@ class Session:
         use_map: bool,
         resolution: int,
         own_map: ImageSource | None = None,
+        **preparation: Any,
     ) -> Conditioning:
         """The photo with a given caption ("" = none, None = the model's), with the model's map, `own_map`, or none.
 
@@ -107,19 +114,33 @@ class Session:
         """
         image = imaging.open_image(photo)
         key = imaging.content_hash(image)
-        understood = self._understand(pipe, image, key, resolution)
+        preparation["resolution"] = resolution
+        understood = self._understand(pipe, image, key, preparation, any_caption=caption is not None)
         caption = understood.caption if caption is None else " ".join(caption.split())
         drawn = imaging.open_image(own_map) if use_map and own_map is not None else None
-        if drawn is None and (caption, use_map, resolution) == (understood.caption, True, understood.resolution):
+        rule = preparation.get("resolution_rule") or pipe.default_settings.resolution_rule
+        same_size = (resolution, rule) == (understood.resolution, understood.resolution_rule)
+        if drawn is None and same_size and (caption, use_map) == (understood.caption, True):
             return understood
         segmentation = (drawn or understood.segmentation) if use_map else False
         return self._conditioned.get(
-            (key, caption, use_map and (drawn is None or imaging.content_hash(drawn)), resolution),
+            (key, caption, use_map and (drawn is None or imaging.content_hash(drawn)), resolution, rule),
             # The model's own map is handed over like a drawn one, which it is not.
             lambda: dataclasses.replace(
-                pipe.prepare(image, caption, segmentation, resolution), own_map=drawn is not None
+                pipe.prepare(image, caption, segmentation, **preparation), own_map=drawn is not None
             ),
         )
 
-    def _understand(self, pipe: DiffV2IRPipeline, image: Image.Image, key: str, resolution: int) -> Conditioning:
-        return self._understood.get(key, lambda: pipe.prepare(image, resolution=resolution))
+    def _understand(
+        self,
+        pipe: DiffV2IRPipeline,
+        image: Image.Image,
+        key: str,
+        preparation: dict[str, Any],
+        any_caption: bool = False,
+    ) -> Conditioning:
+        """The photo understood; with `any_caption` in the way it was first, whose map is the same."""
+        way = {"captioning": preparation.get("captioning"), "caption_seed": preparation.get("caption_seed", 0)}
+        first = self._ways.get(key, lambda: way)
+        way = first if any_caption else way
+        return self._understood.get((key, *way.values()), lambda: pipe.prepare(image, **{**preparation, **way}))

@@ -171,7 +171,8 @@ class TranslateTab:
             return
         yield {self.status: status(self._waiting("Reading the photo …"))}
         started = time.monotonic()
-        conditioning = data["session"].understand(self.page.pipe, data["photo"], self.read_settings(data).resolution)
+        preparation = self.read_settings(data).preparation
+        conditioning = data["session"].understand(self.page.pipe, data["photo"], **preparation)
         yield {
             self.status: status(f"Understood in {time.monotonic() - started:.1f} s."),
             self.caption: conditioning.caption,
@@ -209,8 +210,8 @@ class TranslateTab:
             data["photo"],
             (caption or "") if data["use_caption"] else "",
             bool(data["use_map"]),
-            self.read_settings(data).resolution,
-            data["own_map"],
+            own_map=data["own_map"],
+            **self.read_settings(data).preparation,
         )
 
     def events(self, data: dict[str, Any], conditioning: Conditioning, settings: GenerationSettings) -> Iterator[Any]:

@@ -62,9 +62,9 @@ def lend(pipe: DiffV2IRPipeline, decorate: Callable[..., Any]) -> None:
     pipe.bundle_sha256  # noqa: B018  now, so that no process computes it again
 
     @decorate(duration=PREPARE_SECONDS)
-    def prepare_on_gpu(*arguments: Any) -> Conditioning | Exception:
+    def prepare_on_gpu(image, caption, segmentation, preparation: dict[str, Any]) -> Conditioning | Exception:
         try:
-            return _on_cpu(own_prepare(*arguments))
+            return _on_cpu(own_prepare(image, caption, segmentation, **preparation))
         except _TOLD as error:
             return error
 
@@ -77,11 +77,12 @@ def lend(pipe: DiffV2IRPipeline, decorate: Callable[..., Any]) -> None:
         except _TOLD as error:
             yield error
 
-    def prepare(image, caption=None, segmentation=None, resolution=None) -> Conditioning:
-        return _raised(prepare_on_gpu(image, caption, segmentation, resolution))
+    def prepare(image, caption=None, segmentation=None, resolution=None, **preparation: Any) -> Conditioning:
+        return _raised(prepare_on_gpu(image, caption, segmentation, {"resolution": resolution, **preparation}))
 
     def generate(conditioning, settings=None, callback=None) -> Output:
-        settings = settings or pipe.default_settings.replace(resolution=conditioning.resolution)
+        size = {"resolution": conditioning.resolution, "resolution_rule": conditioning.resolution_rule}
+        settings = settings or pipe.default_settings.replace(**size)
         stop.clear()
         with closing(generate_on_gpu(conditioning, settings)) as events:
             for event in events:

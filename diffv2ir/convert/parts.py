@@ -1,0 +1,79 @@
+"""Parts in the layouts of diffusers and transformers, or of SAM's own checkpoint, into a bundle in float16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokenizer
+
+from diffv2ir.convert.checkpoint import ConvertError
+from diffv2ir.convert.official import KeyProblems
+from diffv2ir.vlum import SamSegmenter
+
+
+def load_whole(model_class: type, source: str | Path, **options: Any) -> torch.nn.Module:
+    """A model in float16 from a folder (or, of transformers, a hub id) whose weights fit it exactly.
+
+    Raises:
+        ConvertError: it cannot be loaded, or weights are missing, unexpected or of another shape.
+    """
+    try:
+        model, info = model_class.from_pretrained(source, dtype=torch.float16, output_loading_info=True, **options)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ConvertError(f"{source} is not a {model_class.__name__}: {error}") from error
+    problems = KeyProblems(
+        missing=list(info["missing_keys"]),
+        unexpected=[key for key in info["unexpected_keys"] if not key.endswith("position_ids")],
+        misshapen=[str(entry) for entry in info["mismatched_keys"]],
+    )
+    problems.raise_any(str(source))
+    return model.eval()
+
+
+def write_captioner(source: str, folder: Path) -> None:
+    """BLIP with its processor, from a folder or a hub id, into `captioner` and `captioner_processor`.
+
+    Raises:
+        ConvertError: as `load_whole`; or there is no processor.
+    """
+    load_whole(BlipForConditionalGeneration, source).save_pretrained(folder / "captioner")
+    try:
+        BlipProcessor.from_pretrained(source).save_pretrained(folder / "captioner_processor")
+    except (OSError, ValueError) as error:
+        raise ConvertError(f"{source} has no BlipProcessor: {error}") from error
+
+
+def write_segmenter(source: Path, folder: Path) -> None:
+    """SAM, from its official ViT-B checkpoint or a `SamSegmenter` folder.
+
+    Raises:
+        ConvertError: neither of them, or weights that do not fit.
+    """
+    if source.is_dir():
+        segmenter = load_whole(SamSegmenter, source)
+    else:
+        try:
+            segmenter = SamSegmenter.from_checkpoint(source).half()
+        except (OSError, ValueError) as error:
+            raise ConvertError(str(error)) from error
+    segmenter.save_pretrained(folder / "segmenter")
+
+
+def write_tokenizer(source: Path, folder: Path, vocabulary: int) -> None:
+    """CLIP's tokenizer.
+
+    Args:
+        vocabulary: how many tokens the text encoder knows.
+
+    Raises:
+        ConvertError: not a tokenizer's folder, or the tokenizer of another text encoder.
+    """
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConvertError(f"{source} is not the folder of a CLIPTokenizer: {error}") from error
+    if len(tokenizer) != vocabulary:
+        raise ConvertError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the text encoder {vocabulary}")
+    tokenizer.save_pretrained(folder / "tokenizer")
