@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from hypothesis import settings
 from peft import LoraConfig
 from PIL import Image
 from transformers import (
@@ -22,6 +23,10 @@ from transformers import (
 
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.vlum import SamSegmenter
+
+# No test is about time: a busy machine must not fail one.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 torch.set_num_threads(1)
 

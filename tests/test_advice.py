@@ -14,10 +14,15 @@ scales = st.floats(0, 20, allow_nan=False)
 
 @pytest.mark.parametrize("advice", ADVICE, ids=lambda advice: advice.fault)
 def test_advice_moves_its_scale_and_nothing_else(advice):
-    before = GenerationSettings(visible_scale=4.0, segmentation_scale=4.0, text_scale=4.0)
+    before = GenerationSettings(visible_scale=4.0, segmentation_scale=4.0, text_scale=4.0, edge_radius=4.0)
     after = advice.apply(before)
     assert getattr(after, advice.setting) == 4.0 + advice.direction
     assert after.replace(**{advice.setting: 4.0}) == before
+
+
+def test_advice_stops_at_the_largest_value():
+    softer = next(advice for advice in ADVICE if advice.setting == "edge_radius" and advice.direction > 0)
+    assert softer.apply(GenerationSettings(edge_radius=24.0)).edge_radius == 25.0
 
 
 @given(st.sampled_from(ADVICE), scales)
