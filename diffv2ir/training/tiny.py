@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 STYLES = ("flir", "campus", "nir")
 
 # Chosen on the validation part of train.
-DEFAULTS = dict(steps=1, sampler="dpmpp_2m", resolution=256, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5)
+DEFAULTS = dict(
+    steps=1, sampler="dpmpp_2m", resolution=256, visible_scale=1.5, segmentation_scale=1.0, text_scale=1.0, edge_radius=6.0
+)  # fmt: skip
 
 # Zero terminal SNR: the first step of sampling starts from pure noise, as it does in training, so the overall
 # brightness of the picture is free. v-prediction is defined there, epsilon-prediction is not.
@@ -108,11 +110,11 @@ def _stages(
         Stage("captioner", 5, component(CaptionerConfig, train_captioner, "captioner")),
         Stage("autoencoder", 12, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
-        Stage("text-to-image base", 3, phase("base", parts, vlum=vlum)),
+        Stage("text-to-image base", 5, phase("base", parts, vlum=vlum)),
         Stage("phase 1, infrared prior", 4, phase("phase1", output / "base" / "result")),
-        Stage("phase 2, half size", 30, phase("phase2-small", output / "phase1" / "result", vlum=vlum)),
+        Stage("phase 2, half size", 28, phase("phase2-small", output / "phase1" / "result", vlum=vlum)),
         Stage("phase 2, half size, edges", 20, phase("phase2-edges", output / "phase2-small" / "result")),
-        Stage("phase 2, paired", 30, phase("phase2", output / "phase2-edges" / "result")),
+        Stage("phase 2, full size", 24, phase("phase2", output / "phase2-edges" / "result")),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
     ]
