@@ -36,6 +36,7 @@ def pack_bundle(
 
     def write(folder: Path) -> None:
         pipe = DiffV2IRPipeline.from_pretrained(general, dtype=torch.float16)
+        pipe.segmenter.half()  # loaded in float32, in which it works
         pipe.save_pretrained(folder, max_shard_size=MAX_FILE_SIZE)
         for style, source in styles.items():
             _pack_adapter(source / bundle.STYLES / style, folder / bundle.STYLES / style)

@@ -29,8 +29,14 @@ STYLES = ("flir", "campus", "nir")
 
 # Chosen on the validation part of train.
 DEFAULTS = dict(
-    steps=1, sampler="dpmpp_2m", resolution=256, visible_scale=1.5, segmentation_scale=1.0, text_scale=1.0, edge_radius=6.0
-)  # fmt: skip
+    steps=1,
+    sampler="dpmpp_2m",
+    resolution=256,
+    visible_scale=1.5,
+    segmentation_scale=1.0,
+    text_scale=1.0,
+    edge_radius=6.0,
+)
 
 # Zero terminal SNR: the first step of sampling starts from pure noise, as it does in training, so the overall
 # brightness of the picture is free. v-prediction is defined there, epsilon-prediction is not.
