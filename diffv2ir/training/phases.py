@@ -279,12 +279,16 @@ def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
 def _fill_caches(
     config: PhaseConfig, parts: Parts, examples: list[Example], cache: Path, vlum: Path
 ) -> tuple[LatentCache, CaptionCache]:
-    """Make what is missing of captions, maps and latents; only what this phase reads."""
+    """Make what is missing of captions, maps and latents; only what this phase reads.
+
+    The models that make it then leave the device: the training itself only needs the text encoder.
+    """
     maps = None
     if config.phase in ("2", "3"):
         segmenter = SamSegmenter.from_pretrained(vlum / "segmenter").eval()
         maps = MapCache(cache, segmenter.to(parts.vae.device), config.map_style)
         maps.fill(examples)
+        segmenter.to("cpu")
     captions = CaptionCache(cache, None, None)
     if config.phase != "1" and (config.own_captions or any(not example.caption for example in examples)):
         captioner = (
@@ -295,8 +299,10 @@ def _fill_caches(
         processor = BlipProcessor.from_pretrained(vlum / "captioner_processor")
         captions = CaptionCache(cache, captioner, processor, always=config.own_captions)
         captions.fill(examples)
+        captioner.to("cpu")
     latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed)
     latents.fill(examples)
+    parts.vae.to("cpu")
     return latents, captions
 
 
