@@ -80,6 +80,20 @@ class LoopConfig:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
 
+    def share(self, processes: int) -> tuple[int, int]:
+        """Samples of one process per optimizer step, and per forward pass.
+
+        Raises:
+            ValueError: `batch_size` cannot be shared, or `micro_batch_size` does not divide the share.
+        """
+        share, rest = divmod(self.batch_size, processes)
+        if rest:
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {processes} processes")
+        micro = self.micro_batch_size or share
+        if share % micro:
+            raise ValueError(f"micro_batch_size {micro} does not divide the {share} samples of one process")
+        return share, micro
+
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of the optimizer step with index `step` (0-based)."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
@@ -183,15 +197,7 @@ class Loop:
         self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True) if config.ema_decay else None
         self.step = 0
         self.history: list[dict[str, float]] = []
-        share, rest = divmod(config.batch_size, self.accelerator.num_processes)
-        if rest:
-            raise ValueError(
-                f"batch_size {config.batch_size} cannot be shared by {self.accelerator.num_processes} processes"
-            )
-        self.micro = config.micro_batch_size or share
-        if share % self.micro:
-            raise ValueError(f"micro_batch_size {self.micro} does not divide the {share} samples of one process")
-        self.share = share
+        self.share, self.micro = config.share(self.accelerator.num_processes)
 
     def run(self) -> nn.Module:
         """Resume from the newest checkpoint, train to the end, and return the model with its averaged weights."""

@@ -190,7 +190,7 @@ def train_phase(
         raise DataError(f"phase {config.phase}: no example of kinds {config.kinds} and sources {config.sources}")
     held_out = [example for example in validation if config.fits(example)]
     parts, vlum = Parts.load(start), vlum or start
-    _check_start(config, start)
+    check_start(config, start)
     unet = _initial_unet(config, parts)
     processes = process_state()
     with processes.main_process_first():  # the others find everything made
@@ -234,7 +234,7 @@ def train_phase(
     return result
 
 
-def _check_start(config: PhaseConfig, start: Path) -> None:
+def check_start(config: PhaseConfig, start: Path) -> None:
     """An adapter shares the maps of the bundle it belongs to."""
     if config.phase == "3" and config.lora:
         style = json.loads((start / bundle.INDEX).read_text()).get("map_style", config.map_style)
@@ -245,8 +245,8 @@ def _check_start(config: PhaseConfig, start: Path) -> None:
 def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
     """The UNet a phase starts with, with exactly its trainable parameters requiring gradients."""
     torch.manual_seed(config.loop.seed)
+    channels = parts.vae.config.latent_channels
     if config.phase == "base":
-        channels = parts.vae.config.latent_channels
         settings = asdict(config.unet)
         unet = build_unet(
             in_channels=channels,
@@ -256,12 +256,23 @@ def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
         )
     else:
         unet = UNet2DConditionModel.from_pretrained(parts.folder / "unet", dtype=torch.float32)
-    channels = parts.vae.config.latent_channels * (1 if config.phase in ("base", "1") else 3)
+    return prepare_unet(config, unet, channels, parts.folder)
+
+
+def prepare_unet(
+    config: PhaseConfig, unet: UNet2DConditionModel, latent_channels: int, source: Path
+) -> UNet2DConditionModel:
+    """Widen, freeze and adapt the UNet of folder `source` for a phase. Changes `unet` and returns it.
+
+    Raises:
+        ValueError: it has not the input channels that the phase needs.
+    """
+    channels = latent_channels * (1 if config.phase in ("base", "1") else 3)
     if config.phase == "2":
         unet = widen_conv_in(unet, channels)
     if unet.config.in_channels != channels:
         raise ValueError(
-            f"phase {config.phase} needs a UNet of {channels} input channels, {parts.folder} has one of "
+            f"phase {config.phase} needs a UNet of {channels} input channels, {source} has one of "
             f"{unet.config.in_channels}: start from the result of the phase before"
         )
     unet.train().requires_grad_(config.lora is None).to(memory_format=torch.channels_last)
