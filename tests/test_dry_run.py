@@ -69,6 +69,17 @@ def test_counts_are_those_of_built_models(name, start, bundle_folder, data):
     assert sum(report.footprint.memory.values()) == 4 * everything + (4 + 8 + 4) * trained
 
 
+def test_options_that_save_memory(start, bundle_folder, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    loop = replace(LOOP, optimizer="adamw8bit", ema_device="cpu")
+    small = dry_run(replace(PHASES["2"], loop=loop), data, start, bundle_folder)
+    (problem,) = small.missing
+    assert "pip install bitsandbytes" in problem
+    full, trained = dry_run(PHASES["2"], data, start, bundle_folder).footprint, small.footprint.trainable
+    assert small.footprint.memory == full.memory | {"optimizer": 2 * trained, "average": 0}
+    assert full.checkpoint - small.footprint.checkpoint == (8 - 2) * trained
+
+
 def test_text_names_batch_epochs_and_sizes(start, bundle_folder, data):
     text = str(dry_run(PHASES["2"], data, start, bundle_folder))
     assert "4 = 1 process(es) x 2 in a forward pass x 2 accumulated" in text

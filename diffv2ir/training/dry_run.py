@@ -18,7 +18,7 @@ from diffv2ir import bundle
 from diffv2ir.data import DataError, Example, read_examples, split_validation
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.cache import ViewConfig
-from diffv2ir.training.loop import process_state
+from diffv2ir.training.loop import optimizer_class, process_state
 from diffv2ir.training.phases import PhaseConfig, check_start, prepare_unet
 
 _START = ("vae", "text_encoder", "tokenizer", "scheduler", "unet")
@@ -117,6 +117,10 @@ def dry_run(config: PhaseConfig, data: Path, start: Path, vlum: Path | None = No
     except ValueError as error:
         batch = None
         missing.append(str(error))
+    try:
+        optimizer_class(config.loop.optimizer)
+    except ValueError as error:
+        missing.append(str(error))
     footprint = _footprint(config, start, missing)
     if config.phase != "1":
         missing += _folder_problems(vlum or start, _VLUM)
@@ -177,8 +181,8 @@ def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module)
 
     - weights 4 (N + M)
     - gradients 4 n
-    - optimizer 8 n (two moments)
-    - average 4 n, if there is one
+    - optimizer: see `optimizer_size`
+    - average 4 n, unless there is none or it is kept on the CPU
 
     Not counted: activations, which grow with the samples of a forward pass and with the crop; the half-precision copies
     of the weights that mixed precision makes for a forward pass (2 N); and the models that fill the caches, which have
@@ -188,14 +192,18 @@ def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module)
     return {
         "weights": _FLOAT32 * (count_parameters(unet) + count_parameters(text_encoder)),
         "gradients": _FLOAT32 * trainable,
-        "optimizer": optimizer_size(unet),
-        "average": _FLOAT32 * trainable if config.loop.ema_decay else 0,
+        "optimizer": optimizer_size(config, unet),
+        "average": _FLOAT32 * trainable if config.loop.ema_decay and config.loop.ema_device == "model" else 0,
     }
 
 
-def optimizer_size(unet: nn.Module) -> int:
-    """Bytes of AdamW's two moments, which are float32."""
-    return 2 * _FLOAT32 * count_trainable(unet)
+def optimizer_size(config: PhaseConfig, unet: nn.Module) -> int:
+    """Bytes of the two moments of n trained parameters: 8 n, with 8-bit Adam 2 n.
+
+    Left out of 8-bit Adam: the scale of each block, under 2 % more, and tensors of less than 4096 numbers, which it
+    keeps in float32.
+    """
+    return 2 * (1 if config.loop.optimizer == "adamw8bit" else _FLOAT32) * count_trainable(unet)
 
 
 def checkpoint_size(config: PhaseConfig, unet: nn.Module) -> int:
@@ -204,7 +212,7 @@ def checkpoint_size(config: PhaseConfig, unet: nn.Module) -> int:
     Components that stay as they were are hard links and take nothing.
     """
     trainable = count_trainable(unet)
-    state = _FLOAT32 * trainable * (2 if config.loop.ema_decay else 1) + optimizer_size(unet)
+    state = _FLOAT32 * trainable * (2 if config.loop.ema_decay else 1) + optimizer_size(config, unet)
     adapter = trainable if config.lora else 0
     whole = 0 if config.phase == "3" and config.lora else count_parameters(unet) - adapter
     return state + _FLOAT32 * (whole + adapter)

@@ -31,7 +31,7 @@ from diffv2ir.files import write_atomically
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, process_state
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
 from diffv2ir.unet import merge_lora, widen_conv_in
 from diffv2ir.vlum import INFRARED_PROMPT, MAP_STYLES, SamSegmenter, build_prompt
 
@@ -72,6 +72,8 @@ class PhaseConfig:
         source_weights: relative frequency of a source's (or "source/kind"'s) examples; 1 where not named.
         style: name of the target style (phase 3 only).
         lora: adapter settings; None trains all weights.
+        gradient_checkpointing: keep few activations and compute the others again on the way back: the same gradients
+            with a fraction of the memory, at the price of about a second forward pass.
         dropout: width of each of the seven condition-dropout bands; in base, the chance of an empty prompt.
         validation_fraction: part of the scenes that is held out.
         map_style: style of the segmentation maps; travels with the bundle.
@@ -87,6 +89,7 @@ class PhaseConfig:
     source_weights: dict[str, float] = field(default_factory=dict)
     style: str | None = None
     lora: LoraSettings | None = None
+    gradient_checkpointing: bool = False
     unet: UNetSettings = UNetSettings()
     dropout: float = 0.02
     validation_fraction: float = 0.1
@@ -179,7 +182,8 @@ def train_phase(
         validate: `validate(bundle, examples, step, output)` -> figures, called with each phase-2/3 checkpoint's bundle.
 
     Raises:
-        DataError: nothing to train on. TrainingError: see `Loop`.
+        DataError: nothing to train on. TrainingError: see `Loop`. ValueError: `start` does not fit the phase, or the
+            optimizer's package is not installed.
     """
     result = output / "result"
     if (result / "model_index.json").is_file():
@@ -189,6 +193,7 @@ def train_phase(
     if not chosen:
         raise DataError(f"phase {config.phase}: no example of kinds {config.kinds} and sources {config.sources}")
     held_out = [example for example in validation if config.fits(example)]
+    optimizer_class(config.loop.optimizer)  # raises now, not after the caches are filled
     parts, vlum = Parts.load(start), vlum or start
     check_start(config, start)
     unet = _initial_unet(config, parts)
@@ -284,6 +289,8 @@ def prepare_unet(
             init_lora_weights="gaussian",
         )
         unet.add_adapter(adapter, adapter_name=config.style or "infrared")
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     return unet
 
 
