@@ -151,12 +151,17 @@ def copy_style(source: Path | None, target: Path, style: str) -> None:
 
 
 def _component_problems(folder: Path, index: dict[str, Any], name: str) -> list[str]:
-    classes, has_weights = COMPONENTS[name]
+    classes, _ = COMPONENTS[name]
     entry = index.get(name)
     if not isinstance(entry, list) or len(entry) != 2 or not entry[1]:
         return [f"{name}: not listed in {INDEX}"]
     if classes and entry[1] not in classes:
         return [f"{name}: expected {' or '.join(classes)}, got {entry[1]}"]
+    return folder_problems(folder, name)
+
+
+def folder_problems(folder: Path, name: str) -> list[str]:
+    """What the folder of one component lacks, by its files and weight headers; empty if nothing."""
     if not (folder / name).is_dir():
         return [f"{name}: the folder is missing"]
     if not any((folder / name).glob("*.json")):
@@ -165,7 +170,7 @@ def _component_problems(folder: Path, index: dict[str, Any], name: str) -> list[
         wanted, there = _VOCABULARIES[name], {path.name for path in (folder / name).iterdir()}
         if not any(files <= there for files in wanted):
             return [f"{name}: no vocabulary ({' or '.join(' with '.join(sorted(files)) for files in wanted)})"]
-    if not has_weights:
+    if not COMPONENTS[name][1]:
         return []
     if not (folder / name / "config.json").is_file():
         return [f"{name}: config.json is missing"]

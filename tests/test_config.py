@@ -32,7 +32,7 @@ def load(tmp_path):
     return load
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_configurations_of_the_project_load(path):
     config = load_config(path, COMPONENTS.get(path.stem, PhaseConfig))
     assert config.loop.steps > 0
@@ -52,6 +52,21 @@ def test_tiny_has_a_configuration_for_every_stage():
         *(f"phase3-{style}" for style in STYLES),
     }
     assert {path.stem for path in (CONFIGS / "tiny").glob("*.yaml")} == wanted
+
+
+@pytest.mark.parametrize("phase", ["1", "2", "3"])
+def test_full_size_is_the_papers_batch_on_every_card(phase):
+    paper, *cards = (
+        load_config(CONFIGS / "sd15" / card / f"phase{phase}.yaml", PhaseConfig) for card in ("", "24gb", "12gb")
+    )
+    assert (paper.loop.learning_rate, paper.view.crop, paper.loop.share(1)) == (1e-4, 256, (256, 32))
+    saving = ("micro_batch_size", "optimizer", "ema_device", "validate_every")
+    for config in cards:
+        assert config.gradient_checkpointing and config.loop.mixed_precision == "fp16"
+        assert config.loop.optimizer == ("adamw" if config.lora else "adamw8bit")
+        assert config.loop.share(1)[1] < 32
+        loop = dataclasses.replace(config.loop, **{name: getattr(paper.loop, name) for name in saving})
+        assert dataclasses.replace(config, loop=loop, gradient_checkpointing=False) == paper
 
 
 def test_values_become_the_types_of_the_fields(load):

@@ -2,6 +2,8 @@ import contextlib
 import errno
 import io
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +54,31 @@ def test_a_run_that_stops_and_resumes_ends_with_the_same_weights(tmp_path):
     assert latest_checkpoint(tmp_path / "halves").name == "step-0000002"
     resumed = make_loop(tmp_path / "halves").run().state_dict()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_average_on_the_cpu_is_the_same_and_survives_a_stop(tmp_path):
+    expected = make_loop(tmp_path / "model").run().state_dict()
+
+    def dying_loss(model, draws):
+        if draws[0].position >= 4 * 4:
+            raise Killed
+        return noisy_loss(model, draws)
+
+    with pytest.raises(Killed):
+        make_loop(tmp_path / "cpu", loss=dying_loss, ema_device="cpu").run()
+    assert latest_checkpoint(tmp_path / "cpu").name == "step-0000004"
+    averaged = make_loop(tmp_path / "cpu", ema_device="cpu").run().state_dict()
+    for key, value in averaged.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-7)
+
+
+def test_8bit_adam_is_that_of_bitsandbytes(tmp_path, monkeypatch):
+    class AdamW8bit(torch.optim.AdamW):
+        pass
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=AdamW8bit))
+    assert isinstance(make_loop(tmp_path, optimizer="adamw8bit").optimizer.optimizer, AdamW8bit)
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
@@ -158,7 +185,10 @@ def test_seeds_of_neighbours_differ():
     assert len({mix_seed(a, b) for a in range(50) for b in range(50)}) == 2500
 
 
-@pytest.mark.parametrize("field, value", [("steps", 0), ("schedule", "linear"), ("ema_decay", 1.0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [("steps", 0), ("schedule", "linear"), ("ema_decay", 1.0), ("optimizer", "sgd"), ("ema_device", "cuda")],
+)
 def test_bad_settings_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=field):
         LoopConfig(**{"steps": 1, field: value})

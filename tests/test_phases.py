@@ -4,6 +4,7 @@ import collections
 import contextlib
 import errno
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ from diffv2ir.training.cache import ViewConfig
 from diffv2ir.training.diffusion import DROPPED_SUBSETS, DiffusionObjective
 from diffv2ir.training.loop import Draw, LoopConfig, TrainingError
 from diffv2ir.training.pack import pack_bundle
-from diffv2ir.training.phases import LoraSettings, Parts, PhaseConfig, UNetSettings, train_phase
+from diffv2ir.training.phases import LoraSettings, Parts, PhaseConfig, UNetSettings, prepare_unet, train_phase
 from diffv2ir.training.validation import validate_bundle
 from diffv2ir.unet import load_lora, merge_lora
 from diffv2ir.vlum import build_prompt
@@ -302,6 +303,32 @@ def test_full_disk_keeps_the_last_checkpoint(train, tmp_path, monkeypatch):
     bundle.check(tmp_path / "run" / "checkpoints" / "step-0000001")
     monkeypatch.undo()
     bundle.check(train("2", "1"))
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2, alpha=2, targets=("to_q", "conv1"))])
+def test_gradient_checkpointing_gives_the_same_gradients(lora, new_unet):
+    config = PhaseConfig("3", LoopConfig(steps=1), style="dusk", lora=lora)
+    sample, text = torch.randn(2, 12, 8, 8), torch.randn(2, 5, 32)
+
+    def gradients(config):
+        torch.manual_seed(0)
+        unet = prepare_unet(config, new_unet(), 4, "here")
+        assert unet.is_gradient_checkpointing == config.gradient_checkpointing
+        unet(sample, torch.tensor([10, 900]), text).sample.square().mean().backward()
+        return {name: parameter.grad for name, parameter in unet.named_parameters() if parameter.requires_grad}
+
+    plain, checkpointed = gradients(config), gradients(replace(config, gradient_checkpointing=True))
+    assert any(gradient.any() for gradient in plain.values())
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-8)
+
+
+def test_missing_8bit_adam_is_named_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    config = PhaseConfig("2", LoopConfig(steps=1, optimizer="adamw8bit"), validation_fraction=0.0)
+    examples = read_examples(make_manifest_dataset(tmp_path / "data", pairs=2, infrared=0), split="train")
+    with pytest.raises(ValueError, match="needs the package bitsandbytes .*pip install bitsandbytes"):
+        train_phase(config, examples, tmp_path / "nowhere", tmp_path / "run", cache=tmp_path / "cache")
 
 
 def test_start_of_another_phase_is_refused(train):

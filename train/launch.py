@@ -7,26 +7,36 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from diffv2ir.data import DataError, check_examples, read_examples, split_validation
 from diffv2ir.training.config import load_config
-from diffv2ir.training.loop import TrainingError
+from diffv2ir.training.dry_run import dry_run
+from diffv2ir.training.loop import TrainingError, process_state
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from diffv2ir.training.validation import validate_bundle
 
+T = TypeVar("T")
 
-def run(function: Callable[[], Path], threads: int | None = None) -> None:
-    """Run a training; what the user can mend is one clear line and exit code 1, anything else a traceback."""
+
+def run(function: Callable[[], T], threads: int | None = None) -> T:
+    """Run a training, print and return what it returns.
+
+    What the user can mend is one clear line and exit code 1, anything else a traceback.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     if threads:
         torch.set_num_threads(threads)
     try:
-        print(function())
+        result = function()
     except (DataError, TrainingError, ValueError, OSError) as error:
         logging.getLogger(__name__).debug("details", exc_info=True)
         sys.exit(f"error: {error}")
+    if process_state().is_main_process:
+        print(result)
+    return result
 
 
 def run_phase(phase: str, default_config: str, description: str) -> None:
@@ -39,12 +49,19 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
     parser.add_argument("--vlum", type=Path, help="folder with captioner and segmenter, where --start has none")
     parser.add_argument("--cache", type=Path, help="captions, maps and latents; default: OUTPUT/cache")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what the run takes and what is missing; no training"
+    )
     arguments = parser.parse_args()
 
-    def train() -> Path:
+    def read_config() -> PhaseConfig:
         config = load_config(arguments.config, PhaseConfig)
         if config.phase != phase:
             raise ValueError(f"{arguments.config} is a configuration of phase {config.phase}, not of phase {phase}")
+        return config
+
+    def train() -> Path:
+        config = read_config()
         examples = [example for example in read_examples(arguments.data, split="train") if config.fits(example)]
         check_examples(examples)
         training, validation = split_validation(examples, config.validation_fraction)
@@ -59,4 +76,7 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
             validate=validate_bundle,
         )
 
+    if arguments.dry_run:
+        report = run(lambda: dry_run(read_config(), arguments.data, arguments.start, arguments.vlum))
+        sys.exit(1 if report.missing else 0)
     run(train, arguments.threads)

@@ -30,6 +30,7 @@ from diffv2ir.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+OPTIMIZERS = ("adamw", "adamw8bit")
 _STEP_DIGITS = 7
 
 
@@ -51,7 +52,10 @@ class LoopConfig:
         batch_size: samples per optimizer step, over all processes and accumulation steps.
         micro_batch_size: samples per forward pass of one process; None = as many as there are.
         schedule: "cosine" (to zero) or "constant", after a linear warm-up of `warmup_steps`.
+        optimizer: "adamw", or "adamw8bit": moments in 8 bits, a quarter of their memory; needs bitsandbytes and a GPU.
         ema_decay: decay of the weight average that is saved and validated; 0 = the weights themselves.
+        ema_device: where that average is: "model" = beside the weights; "cpu" = in main memory, which frees 4 bytes of
+            the device for each trained parameter, and costs a transfer of them in every optimizer step.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
     """
 
@@ -63,7 +67,9 @@ class LoopConfig:
     schedule: str = "cosine"
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    optimizer: str = "adamw"
     ema_decay: float = 0.999
+    ema_device: str = "model"
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 200
@@ -77,8 +83,26 @@ class LoopConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}")
+        if self.ema_device not in ("model", "cpu"):
+            raise ValueError(f"ema_device must be 'model' or 'cpu', got {self.ema_device!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+    def share(self, processes: int) -> tuple[int, int]:
+        """Samples of one process per optimizer step, and per forward pass.
+
+        Raises:
+            ValueError: `batch_size` cannot be shared, or `micro_batch_size` does not divide the share.
+        """
+        share, rest = divmod(self.batch_size, processes)
+        if rest:
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared by {processes} processes")
+        micro = self.micro_batch_size or share
+        if share % micro:
+            raise ValueError(f"micro_batch_size {micro} does not divide the {share} samples of one process")
+        return share, micro
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of the optimizer step with index `step` (0-based)."""
@@ -86,6 +110,23 @@ class LoopConfig:
         if self.schedule == "constant":
             return self.learning_rate * warm
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class of one of `OPTIMIZERS`.
+
+    Raises:
+        ValueError: the package that it comes from is not installed.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            f"optimizer {name!r} needs the package bitsandbytes ({error}): pip install bitsandbytes, or choose 'adamw'"
+        ) from error
+    return AdamW8bit
 
 
 @dataclass(frozen=True)
@@ -178,20 +219,19 @@ class Loop:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("the model has no trainable parameter")
-        optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = optimizer_class(config.optimizer)(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
         self.model, self.optimizer = self.accelerator.prepare(self.plain_model, optimizer)
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True) if config.ema_decay else None
+        self.ema_device = torch.device("cpu") if config.ema_device == "cpu" else self.accelerator.device
+        self.ema = None
+        if config.ema_decay:
+            # `foreach` would bring the whole average to the device at once.
+            foreach = config.ema_device == "model"
+            self.ema = EMAModel(self._parameters_for_average(), decay=config.ema_decay, foreach=foreach)
         self.step = 0
         self.history: list[dict[str, float]] = []
-        share, rest = divmod(config.batch_size, self.accelerator.num_processes)
-        if rest:
-            raise ValueError(
-                f"batch_size {config.batch_size} cannot be shared by {self.accelerator.num_processes} processes"
-            )
-        self.micro = config.micro_batch_size or share
-        if share % self.micro:
-            raise ValueError(f"micro_batch_size {self.micro} does not divide the {share} samples of one process")
-        self.share = share
+        self.share, self.micro = config.share(self.accelerator.num_processes)
 
     def run(self) -> nn.Module:
         """Resume from the newest checkpoint, train to the end, and return the model with its averaged weights."""
@@ -265,8 +305,14 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema and not self.optimizer.step_was_skipped:
-            self.ema.step(self.parameters)
+            self.ema.step(self._parameters_for_average())
         return sums
+
+    def _parameters_for_average(self) -> list[nn.Parameter]:
+        """The trained parameters where their average is: themselves, or copies."""
+        if self.config.ema_device == "model":
+            return self.parameters
+        return [nn.Parameter(parameter.detach().to(self.ema_device)) for parameter in self.parameters]
 
     def _log(self, writer, values: dict[str, float | Image.Image]) -> None:
         figures = {key: value for key, value in values.items() if not isinstance(value, Image.Image)}
@@ -320,7 +366,8 @@ class Loop:
         folder = latest_checkpoint(self.output)
         if folder is None:
             return
-        state = torch.load(folder / "trainer.pt", map_location=self.accelerator.device, weights_only=True)
+        # On the CPU: the device has no room for a second state; each part is copied to where it belongs.
+        state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
         saved = json.loads((folder / "history.json").read_text())
         shapes = [tuple(p.shape) for p in self.parameters]
         if [tuple(p.shape) for p in state["parameters"]] != shapes:
@@ -332,7 +379,7 @@ class Loop:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.accelerator.device)
+            self.ema.to(self.ema_device)
         self.step, self.history = state["step"], saved["history"]
         logger.info("%s: resumed at step %d of %d from %s", self.name, self.step, self.config.steps, folder)
 

@@ -31,7 +31,7 @@ from diffv2ir.files import write_atomically
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, process_state
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
 from diffv2ir.unet import merge_lora, widen_conv_in
 from diffv2ir.vlum import INFRARED_PROMPT, MAP_STYLES, SamSegmenter, build_prompt
 
@@ -72,6 +72,8 @@ class PhaseConfig:
         source_weights: relative frequency of a source's (or "source/kind"'s) examples; 1 where not named.
         style: name of the target style (phase 3 only).
         lora: adapter settings; None trains all weights.
+        gradient_checkpointing: keep few activations and compute the others again on the way back: the same gradients
+            with a fraction of the memory, at the price of about a second forward pass.
         dropout: width of each of the seven condition-dropout bands; in base, the chance of an empty prompt.
         validation_fraction: part of the scenes that is held out.
         map_style: style of the segmentation maps; travels with the bundle.
@@ -87,6 +89,7 @@ class PhaseConfig:
     source_weights: dict[str, float] = field(default_factory=dict)
     style: str | None = None
     lora: LoraSettings | None = None
+    gradient_checkpointing: bool = False
     unet: UNetSettings = UNetSettings()
     dropout: float = 0.02
     validation_fraction: float = 0.1
@@ -179,7 +182,8 @@ def train_phase(
         validate: `validate(bundle, examples, step, output)` -> figures, called with each phase-2/3 checkpoint's bundle.
 
     Raises:
-        DataError: nothing to train on. TrainingError: see `Loop`.
+        DataError: nothing to train on. TrainingError: see `Loop`. ValueError: `start` does not fit the phase, or the
+            optimizer's package is not installed.
     """
     result = output / "result"
     if (result / "model_index.json").is_file():
@@ -189,8 +193,9 @@ def train_phase(
     if not chosen:
         raise DataError(f"phase {config.phase}: no example of kinds {config.kinds} and sources {config.sources}")
     held_out = [example for example in validation if config.fits(example)]
+    optimizer_class(config.loop.optimizer)  # raises now, not after the caches are filled
     parts, vlum = Parts.load(start), vlum or start
-    _check_start(config, start)
+    check_start(config, start)
     unet = _initial_unet(config, parts)
     processes = process_state()
     with processes.main_process_first():  # the others find everything made
@@ -234,7 +239,7 @@ def train_phase(
     return result
 
 
-def _check_start(config: PhaseConfig, start: Path) -> None:
+def check_start(config: PhaseConfig, start: Path) -> None:
     """An adapter shares the maps of the bundle it belongs to."""
     if config.phase == "3" and config.lora:
         style = json.loads((start / bundle.INDEX).read_text()).get("map_style", config.map_style)
@@ -245,8 +250,8 @@ def _check_start(config: PhaseConfig, start: Path) -> None:
 def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
     """The UNet a phase starts with, with exactly its trainable parameters requiring gradients."""
     torch.manual_seed(config.loop.seed)
+    channels = parts.vae.config.latent_channels
     if config.phase == "base":
-        channels = parts.vae.config.latent_channels
         settings = asdict(config.unet)
         unet = build_unet(
             in_channels=channels,
@@ -256,12 +261,23 @@ def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
         )
     else:
         unet = UNet2DConditionModel.from_pretrained(parts.folder / "unet", dtype=torch.float32)
-    channels = parts.vae.config.latent_channels * (1 if config.phase in ("base", "1") else 3)
+    return prepare_unet(config, unet, channels, parts.folder)
+
+
+def prepare_unet(
+    config: PhaseConfig, unet: UNet2DConditionModel, latent_channels: int, source: Path
+) -> UNet2DConditionModel:
+    """Widen, freeze and adapt the UNet of folder `source` for a phase. Changes `unet` and returns it.
+
+    Raises:
+        ValueError: it has not the input channels that the phase needs.
+    """
+    channels = latent_channels * (1 if config.phase in ("base", "1") else 3)
     if config.phase == "2":
         unet = widen_conv_in(unet, channels)
     if unet.config.in_channels != channels:
         raise ValueError(
-            f"phase {config.phase} needs a UNet of {channels} input channels, {parts.folder} has one of "
+            f"phase {config.phase} needs a UNet of {channels} input channels, {source} has one of "
             f"{unet.config.in_channels}: start from the result of the phase before"
         )
     unet.train().requires_grad_(config.lora is None).to(memory_format=torch.channels_last)
@@ -273,18 +289,24 @@ def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
             init_lora_weights="gaussian",
         )
         unet.add_adapter(adapter, adapter_name=config.style or "infrared")
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     return unet
 
 
 def _fill_caches(
     config: PhaseConfig, parts: Parts, examples: list[Example], cache: Path, vlum: Path
 ) -> tuple[LatentCache, CaptionCache]:
-    """Make what is missing of captions, maps and latents; only what this phase reads."""
+    """Make what is missing of captions, maps and latents; only what this phase reads.
+
+    The models that make it then leave the device: the training itself only needs the text encoder.
+    """
     maps = None
     if config.phase in ("2", "3"):
         segmenter = SamSegmenter.from_pretrained(vlum / "segmenter").eval()
         maps = MapCache(cache, segmenter.to(parts.vae.device), config.map_style)
         maps.fill(examples)
+        segmenter.to("cpu")
     captions = CaptionCache(cache, None, None)
     if config.phase != "1" and (config.own_captions or any(not example.caption for example in examples)):
         captioner = (
@@ -295,8 +317,10 @@ def _fill_caches(
         processor = BlipProcessor.from_pretrained(vlum / "captioner_processor")
         captions = CaptionCache(cache, captioner, processor, always=config.own_captions)
         captions.fill(examples)
+        captioner.to("cpu")
     latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed)
     latents.fill(examples)
+    parts.vae.to("cpu")
     return latents, captions
 
 

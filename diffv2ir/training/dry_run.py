@@ -1,0 +1,238 @@
+"""What a phase would take, before anything is loaded: parameters, batch, steps, memory, disk, and what is missing.
+
+Read are configurations, weight headers and the dataset's list of files; no image is opened. Models are built on the
+meta device, which holds shapes and no numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from diffv2ir import bundle
+from diffv2ir.data import DataError, Example, read_examples, split_validation
+from diffv2ir.pipeline import latent_stride
+from diffv2ir.training.cache import ViewConfig
+from diffv2ir.training.loop import optimizer_class, process_state
+from diffv2ir.training.phases import PhaseConfig, check_start, prepare_unet
+
+_START = ("vae", "text_encoder", "tokenizer", "scheduler", "unet")
+_VLUM = ("captioner", "captioner_processor", "segmenter")
+_FLOAT32, _FLOAT16 = 4, 2  # bytes
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a run needs; all sizes in bytes.
+
+    Attributes:
+        trainable, total: parameters of the UNet, widened and with its adapter.
+        memory: on each device, by purpose; see `device_memory`.
+        checkpoint: one checkpoint on disk; see `checkpoint_size`.
+        latent: one cached view of one image, at most; see `latent_size`.
+    """
+
+    trainable: int
+    total: int
+    memory: dict[str, int]
+    checkpoint: int
+    latent: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The report of a dry run; `str()` of it is for people.
+
+    Attributes:
+        processes: how many share a batch. examples: how many there are to train on.
+        batch: (samples of a forward pass, accumulated forward passes); None where `missing` says why.
+        footprint: None where `start` has no UNet that fits.
+        missing: what is not there or does not fit, one sentence each; empty = the training can start.
+    """
+
+    config: PhaseConfig
+    processes: int
+    examples: int
+    batch: tuple[int, int] | None
+    footprint: Footprint | None
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = [("phase", self.config.phase)]
+        if self.footprint:
+            rows.append(("trainable", f"{self.footprint.trainable:,} of {self.footprint.total:,} parameters"))
+        rows += [("batch", self._batch()), ("steps", self._steps())]
+        if self.footprint:
+            rows += [("memory", self._memory(self.footprint)), ("disk", self._disk(self.footprint))]
+        lines = [f"{name:<11}{text}" for name, text in rows]
+        lines += ["missing:", *(f"- {problem}" for problem in self.missing)] if self.missing else ["nothing is missing"]
+        return "\n".join(lines)
+
+    def _batch(self) -> str:
+        if self.batch is None:
+            return str(self.config.loop.batch_size)
+        micro, accumulation = self.batch
+        return (
+            f"{self.config.loop.batch_size} = {self.processes} process(es) x {micro} in a forward pass "
+            f"x {accumulation} accumulated"
+        )
+
+    def _steps(self) -> str:
+        loop = self.config.loop
+        if not self.examples:
+            return f"{loop.steps:,}"
+        epochs = loop.steps * loop.batch_size / self.examples
+        return f"{loop.steps:,} = {epochs:,.1f} epochs of {self.examples:,} examples"
+
+    def _memory(self, footprint: Footprint) -> str:
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in footprint.memory.items())
+        return f"{_size(sum(footprint.memory.values()))} per device: {parts}; activations come on top"
+
+    def _disk(self, footprint: Footprint) -> str:
+        kept = self.config.loop.keep_checkpoints
+        roles = 1 if self.config.phase == "1" else 3
+        latents = self.examples * self.config.view.variants * roles * footprint.latent
+        return (
+            f"{_size((kept + 1) * footprint.checkpoint)} for {kept} checkpoints of {_size(footprint.checkpoint)} "
+            f"and the one being written; latents at most {_size(latents)}"
+        )
+
+
+def dry_run(config: PhaseConfig, data: Path, start: Path, vlum: Path | None = None) -> DryRun:
+    """What `train_phase` would need for phase 1, 2 or 3, and what of it is missing.
+
+    Args:
+        data: dataset folder. start, vlum: as for `train_phase`.
+    """
+    processes, missing = process_state().num_processes, []
+    examples = _examples(config, data, missing)
+    try:
+        share, micro = config.loop.share(processes)
+        batch = (micro, share // micro)
+    except ValueError as error:
+        batch = None
+        missing.append(str(error))
+    try:
+        optimizer_class(config.loop.optimizer)
+    except ValueError as error:
+        missing.append(str(error))
+    footprint = _footprint(config, start, missing)
+    if config.phase != "1":
+        missing += _folder_problems(vlum or start, _VLUM)
+    return DryRun(config, processes, len(examples), batch, footprint, tuple(missing))
+
+
+def _examples(config: PhaseConfig, data: Path, missing: list[str]) -> list[Example]:
+    try:
+        fitting = [example for example in read_examples(data, split="train") if config.fits(example)]
+    except DataError as error:
+        missing.append(str(error))
+        return []
+    training, _ = split_validation(fitting, config.validation_fraction)
+    if not training:
+        missing.append(f"{data}: no example of kinds {config.kinds} and sources {config.sources} to train on")
+    return training
+
+
+def _footprint(config: PhaseConfig, start: Path, missing: list[str]) -> Footprint | None:
+    problems = _folder_problems(start, _START)
+    if not problems and not (start / bundle.INDEX).is_file():
+        problems = [f"{start}: {bundle.INDEX} is missing"]
+    if problems:
+        missing += problems
+        return None
+    vae_config = AutoencoderKL.load_config(start / "vae")
+    vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}[vae_config["_class_name"]]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(start / "unet"))
+        vae = vae_class.from_config(vae_config)
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(start / "text_encoder"))
+        try:
+            bundle.check_weights(start, {"unet": unet, "vae": vae, "text_encoder": text_encoder})
+            check_start(config, start)
+            unet = prepare_unet(config, unet, vae.config.latent_channels, start)
+        except ValueError as error:
+            missing.append(str(error))
+            return None
+    return Footprint(
+        count_trainable(unet),
+        count_parameters(unet),
+        device_memory(config, unet, text_encoder),
+        checkpoint_size(config, unet),
+        latent_size(config.view, vae.config.latent_channels, latent_stride(vae)),
+    )
+
+
+def _folder_problems(folder: Path, names: tuple[str, ...]) -> list[str]:
+    if not folder.is_dir():
+        return [f"{folder}: no such folder"]
+    return [f"{folder}: {problem}" for name in names for problem in bundle.folder_problems(folder, name)]
+
+
+def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module) -> dict[str, int]:
+    """Bytes that a training holds on each device from its first to its last step, by purpose.
+
+    With N parameters of the UNet, n of them trainable, and M of the text encoder, all float32:
+
+    - weights 4 (N + M)
+    - gradients 4 n
+    - optimizer: see `optimizer_size`
+    - average 4 n, unless there is none or it is kept on the CPU
+
+    Not counted: activations, which grow with the samples of a forward pass and with the crop; the half-precision copies
+    of the weights that mixed precision makes for a forward pass (2 N); and the models that fill the caches, which have
+    left the device by then.
+    """
+    trainable = count_trainable(unet)
+    return {
+        "weights": _FLOAT32 * (count_parameters(unet) + count_parameters(text_encoder)),
+        "gradients": _FLOAT32 * trainable,
+        "optimizer": optimizer_size(config, unet),
+        "average": _FLOAT32 * trainable if config.loop.ema_decay and config.loop.ema_device == "model" else 0,
+    }
+
+
+def optimizer_size(config: PhaseConfig, unet: nn.Module) -> int:
+    """Bytes of the two moments of n trained parameters: 8 n, with 8-bit Adam 2 n.
+
+    Left out of 8-bit Adam: the scale of each block, under 2 % more, and tensors of less than 4096 numbers, which it
+    keeps in float32.
+    """
+    return 2 * (1 if config.loop.optimizer == "adamw8bit" else _FLOAT32) * count_trainable(unet)
+
+
+def checkpoint_size(config: PhaseConfig, unet: nn.Module) -> int:
+    """Bytes of a checkpoint: the trainer's state (weights, moments, average) and the model in loadable form.
+
+    Components that stay as they were are hard links and take nothing.
+    """
+    trainable = count_trainable(unet)
+    state = _FLOAT32 * trainable * (2 if config.loop.ema_decay else 1) + optimizer_size(config, unet)
+    adapter = trainable if config.lora else 0
+    whole = 0 if config.phase == "3" and config.lora else count_parameters(unet) - adapter
+    return state + _FLOAT32 * (whole + adapter)
+
+
+def latent_size(view: ViewConfig, channels: int, stride: int) -> int:
+    """Bytes of the largest cached view of an image: C x h x w float16, of a panorama cut to twice the crop."""
+    shorter, longer = (min(side, 2 * view.crop) // stride for side in (round(view.resize * view.zoom), 2 * view.crop))
+    return _FLOAT16 * channels * shorter * longer
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_trainable(model: nn.Module) -> int:
+    """The parameters that a training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

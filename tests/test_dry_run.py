@@ -1,0 +1,167 @@
+"""`--dry-run`: its numbers are those of models that are really built, and it names what is missing."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from make_data import make_manifest_dataset, make_start_folder
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+from diffv2ir.data import read_examples
+from diffv2ir.training.cache import ViewConfig
+from diffv2ir.training.dry_run import count_parameters, count_trainable, device_memory, dry_run
+from diffv2ir.training.loop import LoopConfig
+from diffv2ir.training.phases import LoraSettings, PhaseConfig, prepare_unet, train_phase
+from train import launch
+
+LOOP = LoopConfig(steps=3, batch_size=4, micro_batch_size=2, warmup_steps=1, checkpoint_every=1)
+LORA = LoraSettings(rank=2, alpha=2, targets=("to_q", "conv1"))
+PHASES = {
+    "1": PhaseConfig("1", LOOP, lora=LORA, validation_fraction=0.0),
+    "2": PhaseConfig("2", LOOP, validation_fraction=0.0),
+    "3": PhaseConfig("3", LOOP, style="dusk", validation_fraction=0.0),
+    "3-lora": PhaseConfig("3", LOOP, style="dusk", lora=LORA, validation_fraction=0.0),
+}
+SD15_UNET = dict(
+    sample_size=64,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(320, 640, 1280, 1280),
+    layers_per_block=2,
+    cross_attention_dim=768,
+    attention_head_dim=8,
+)
+
+
+@pytest.fixture(scope="module")
+def start(bundle_folder, tmp_path_factory):
+    return make_start_folder(bundle_folder, tmp_path_factory.mktemp("start") / "base")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Seven pairs and four infrared images to train on; their files hold no image."""
+    folder = make_manifest_dataset(tmp_path_factory.mktemp("data") / "data")
+    for path in (folder / "images").iterdir():
+        path.write_bytes(b"not an image")
+    return folder
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_counts_are_those_of_built_models(name, start, bundle_folder, data):
+    config, folder = PHASES[name], bundle_folder if name.startswith("3") else start
+    report = dry_run(config, data, folder, bundle_folder)
+    assert report.missing == () and report.batch == (2, 2)
+    assert report.examples == (11 if name == "1" else 7)
+
+    unet = prepare_unet(config, UNet2DConditionModel.from_pretrained(folder / "unet"), 4, folder)
+    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    assert report.footprint.trainable == count_trainable(unet)
+    assert report.footprint.total == count_parameters(unet)
+    assert (report.footprint.trainable < report.footprint.total) == (config.lora is not None)
+    trained, everything = count_trainable(unet), count_parameters(unet) + count_parameters(text_encoder)
+    assert report.footprint.memory == device_memory(config, unet, text_encoder)
+    assert sum(report.footprint.memory.values()) == 4 * everything + (4 + 8 + 4) * trained
+
+
+def test_options_that_save_memory(start, bundle_folder, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    loop = replace(LOOP, optimizer="adamw8bit", ema_device="cpu")
+    small = dry_run(replace(PHASES["2"], loop=loop), data, start, bundle_folder)
+    (problem,) = small.missing
+    assert "pip install bitsandbytes" in problem
+    full, trained = dry_run(PHASES["2"], data, start, bundle_folder).footprint, small.footprint.trainable
+    assert small.footprint.memory == full.memory | {"optimizer": 2 * trained, "average": 0}
+    assert full.checkpoint - small.footprint.checkpoint == (8 - 2) * trained
+
+
+def test_text_names_batch_epochs_and_sizes(start, bundle_folder, data):
+    text = str(dry_run(PHASES["2"], data, start, bundle_folder))
+    assert "4 = 1 process(es) x 2 in a forward pass x 2 accumulated" in text
+    assert "3 = 1.7 epochs of 7 examples" in text
+    assert "2 checkpoints" in text and text.endswith("nothing is missing")
+
+
+@pytest.mark.parametrize("name", ["1", "2", "3-lora"])
+def test_checkpoint_and_latents_take_what_was_said(name, start, bundle_folder, tmp_path):
+    folder = bundle_folder if name.startswith("3") else start
+    config = replace(PHASES[name], view=ViewConfig(resize=18, crop=16, variants=1))
+    data = make_manifest_dataset(tmp_path / "data", pairs=3, infrared=1)
+    footprint = dry_run(config, data, folder, bundle_folder).footprint
+    train_phase(
+        config,
+        read_examples(data, split="train"),
+        folder,
+        tmp_path / "run",
+        cache=tmp_path / "cache",
+        vlum=bundle_folder,
+    )
+    unchanged = {path.stat().st_ino for place in (folder, bundle_folder) for path in place.rglob("*")}
+    files = (tmp_path / "run" / "checkpoints" / "step-0000003").rglob("*")
+    written = sum(path.stat().st_size for path in files if path.is_file() and path.stat().st_ino not in unchanged)
+    # Names, shapes and configurations come on top: some 600 bytes for each tensor, of which a tiny model has many.
+    assert footprint.checkpoint < written < footprint.checkpoint + 450_000
+    for path in (tmp_path / "cache" / "latents").rglob("*.safetensors"):
+        assert all(2 * latent.numel() <= footprint.latent for latent in load_file(path).values())
+
+
+def test_true_size_is_counted_without_numbers(bundle_folder, start, data, tmp_path):
+    folder = shutil.copytree(start, tmp_path / "sd15")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SD15_UNET)
+        assert count_parameters(unet) == 859_520_964
+        assert count_trainable(prepare_unet(PHASES["2"], unet, 4, folder)) == 859_544_004
+    assert all(parameter.is_meta for parameter in unet.parameters())
+
+    (folder / "unet" / "config.json").write_text(json.dumps(dict(unet.config) | {"in_channels": 4}))
+    (problem,) = dry_run(PHASES["2"], data, folder, bundle_folder).missing
+    assert "unet: the weights are incomplete" in problem and "the model has 859520964" in problem
+
+
+def test_what_is_missing_is_listed(start, bundle_folder, data, tmp_path):
+    folder = shutil.copytree(start, tmp_path / "start")
+    shutil.rmtree(folder / "vae")
+    vlum = shutil.copytree(bundle_folder, tmp_path / "vlum")
+    (vlum / "captioner" / "model.safetensors").unlink()
+    report = dry_run(PHASES["2"], tmp_path / "nowhere", folder, vlum)
+    assert report.footprint is None and report.examples == 0
+    dataset, vae, captioner = report.missing
+    assert "nowhere is not a dataset" in dataset
+    assert vae == f"{folder}: vae: the folder is missing"
+    assert captioner == f"{vlum}: captioner: no weights (*.safetensors)"
+    assert f"missing:\n- {dataset}\n- {vae}" in str(report)
+
+
+def test_folder_that_is_not_there_is_one_line(data, bundle_folder, tmp_path):
+    report = dry_run(PHASES["2"], data, tmp_path / "nowhere", bundle_folder)
+    assert report.missing == (f"{tmp_path / 'nowhere'}: no such folder",)
+
+
+def test_unet_and_batch_that_do_not_fit(start, bundle_folder, data):
+    (problem,) = dry_run(PHASES["3"], data, start, bundle_folder).missing
+    assert "phase 3 needs a UNet of 12 input channels" in problem
+    loop = LoopConfig(steps=1, batch_size=4, micro_batch_size=3)
+    report = dry_run(PhaseConfig("2", loop), data, start, bundle_folder)
+    assert report.missing == ("micro_batch_size 3 does not divide the 4 samples of one process",)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_exit_code_says_whether_anything_is_missing(
+    complete, start, bundle_folder, data, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "phase2.yaml").write_text('phase: "2"\nloop: {steps: 1, batch_size: 2}\n')
+    arguments = ["phase2", "--dry-run", "--data", data, "--start", start, "--config", tmp_path / "phase2.yaml"]
+    arguments += ["--output", tmp_path / "run", *(["--vlum", bundle_folder] if complete else [])]
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    with pytest.raises(SystemExit) as exit:
+        launch.run_phase("2", "sd15/phase2.yaml", "")
+    printed = capsys.readouterr().out
+    assert exit.value.code == (0 if complete else 1)
+    assert ("nothing is missing" in printed) == complete
+    assert ("segmenter: the folder is missing" in printed) != complete
+    assert not (tmp_path / "run").exists()
