@@ -138,8 +138,9 @@ def test_what_is_missing_is_listed(start, bundle_folder, data, tmp_path):
 
 
 def test_folder_that_is_not_there_is_one_line(data, bundle_folder, tmp_path):
-    report = dry_run(PHASES["2"], data, tmp_path / "nowhere", bundle_folder)
-    assert report.missing == (f"{tmp_path / 'nowhere'}: no such folder",)
+    for vlum in (bundle_folder, None):
+        report = dry_run(PHASES["2"], data, tmp_path / "nowhere", vlum)
+        assert report.missing == (f"{tmp_path / 'nowhere'}: no such folder",)
 
 
 def test_unet_and_batch_that_do_not_fit(start, bundle_folder, data):

@@ -124,7 +124,8 @@ def dry_run(config: PhaseConfig, data: Path, start: Path, vlum: Path | None = No
     footprint = _footprint(config, start, missing)
     if config.phase != "1":
         missing += _folder_problems(vlum or start, _VLUM)
-    return DryRun(config, processes, len(examples), batch, footprint, tuple(missing))
+    # Without `vlum`, a `start` that is not there is found twice.
+    return DryRun(config, processes, len(examples), batch, footprint, tuple(dict.fromkeys(missing)))
 
 
 def _examples(config: PhaseConfig, data: Path, missing: list[str]) -> list[Example]:
