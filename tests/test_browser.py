@@ -14,6 +14,7 @@ import pytest
 from make_data import draw_scene
 from PIL import Image
 
+from diffv2ir.metadata import restore
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
 
@@ -101,10 +102,15 @@ def unfold(page, name: str) -> None:
 
 
 def set_number(page, label: str, value) -> None:
-    """Type into the number field of a slider."""
+    """Type into the number field of a slider, again if the fold it is in was still mounting and reset it."""
     box = page.get_by_role("spinbutton", name=re.compile(re.escape(label))).first
-    box.fill(str(value))
-    box.press("Tab")
+    for _ in range(20):
+        box.fill(str(value))
+        box.press("Tab")
+        page.wait_for_timeout(300)
+        if box.input_value() == str(value):
+            return
+    raise AssertionError(f"{label!r} does not keep the value {value}")
 
 
 def caption_box(page):
@@ -163,12 +169,14 @@ def test_a_saved_picture_restores_its_settings(page, photos, tmp_path):
     image = page.locator(".block", has=page.get_by_text("Infrared", exact=True)).locator("img").first
     saved = tmp_path / "result.png"
     saved.write_bytes(page.request.get(image.get_attribute("src")).body())
+    assert restore(saved).settings.visible_scale == 3
     page.reload()
     page.locator("#photo input[type=file]").first.set_input_files(str(saved))
     wait_for_status(page, "restored")
     assert caption_box(page).input_value() == "a tall tree"
     unfold(page, "Guidance, sampling and style")
-    assert page.get_by_role("spinbutton", name=re.compile("Visible scale")).first.input_value() == "3"
+    # The fold mounts its sliders when it is opened, and their values come a moment later.
+    playwright.expect(page.get_by_role("spinbutton", name=re.compile("Visible scale")).first).to_have_value("3")
 
 
 def test_the_view_is_switched(page, photos):

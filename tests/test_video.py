@@ -69,7 +69,7 @@ def test_every_frame_is_translated_and_written(pipe, clip_file, settings, tmp_pa
 def test_frames_are_those_of_the_clip_in_order(pipe, clip_file, settings, tmp_path, monkeypatch):
     seen = []
     prepare = pipe.prepare
-    monkeypatch.setattr(pipe, "prepare", lambda frame, *rest: seen.append(frame) or prepare(frame, *rest))
+    monkeypatch.setattr(pipe, "prepare", lambda frame, *a, **k: seen.append(frame) or prepare(frame, *a, **k))
     list(translate_clip(pipe, open_clip(clip_file), tmp_path / "out.mp4", settings, "", every=2))
     assert [abs(frame.getpixel((80, 30))[0] - (30 + 60 * number)) < 12 for number, frame in enumerate(seen)] == [
         True
