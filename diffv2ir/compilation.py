@@ -44,6 +44,11 @@ def compile_models(pipe: DiffV2IRPipeline, **options: Any) -> bool:
     return True
 
 
+def is_compiled(pipe: DiffV2IRPipeline) -> bool:
+    """Whether `compile_models` prepared this pipeline, and `leave_compiled` did not undo it."""
+    return pipe.vae.decoder._compiled_call_impl is not None
+
+
 def leave_compiled(pipe: DiffV2IRPipeline) -> None:
     """UNet and VAE run as they are written again; does nothing where nothing was compiled."""
     for module in (*pipe.unet.modules(), pipe.vae.decoder):
