@@ -27,6 +27,7 @@ from PIL import Image
 
 from benchmarks import literal
 from benchmarks.random_bundle import SHAPES, random_pipeline
+from diffv2ir.compilation import is_compiled
 from diffv2ir.guidance import synchronize
 from diffv2ir.imaging import ImageError, open_image
 from diffv2ir.loading import CommandError, add_model_arguments, load_pipeline, set_up
@@ -133,6 +134,7 @@ def compare(
         "diffusers": diffusers.__version__,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "memory": pipe.memory_mode,
+        "compiled": is_compiled(pipe),
         "photos": len(photos),
         "settings": settings.to_dict(),
         **{name: run.to_dict() for name, run in runs.items()},
@@ -169,9 +171,9 @@ def run_literal(
     conditionings: list[Conditioning],
     settings: GenerationSettings,
 ) -> Run:
-    """As the released code does it. Caption and map, made by the same models, are those of `conditionings`."""
+    """As the released code does it, not compiled. Caption and map, by the same models, are those of `conditionings`."""
     pipe.set_style(settings.style)
-    with measured(pipe) as run:
+    with torch.compiler.set_stance("force_eager"), measured(pipe) as run:
         for photo, known in zip(photos, conditionings, strict=True):
             own_map = False if known.segmentation is None else known.segmentation
             conditioning = pipe.prepare(photo, known.caption, own_map, settings.resolution)
@@ -224,6 +226,7 @@ def table(report: dict[str, Any]) -> str:
     settings = report["settings"]
     lines = [
         f"{report['bundle']} on {report['device']}, {report['dtype']}, memory mode {report['memory']}, "
+        f"{'compiled, ' if report['compiled'] else ''}"
         f"{settings['steps']} steps at {settings['resolution']} px, {report['photos']} photo(s), "
         f"torch {report['torch']}, diffusers {report['diffusers']}",
         "",

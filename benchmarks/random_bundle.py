@@ -48,7 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Configurations of the models, by name. "sd15": Stable Diffusion 1.5 widened to 12 channels, BLIP base, SAM ViT-B."""
 
-_SCHEDULE = dict(
+SCHEDULE = dict(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, timestep_spacing="linspace"
 )
 
@@ -56,7 +56,7 @@ _SCHEDULE = dict(
 def random_pipeline(shapes: Mapping[str, Any], device: str | torch.device, dtype: torch.dtype) -> DiffV2IRPipeline:
     """A pipeline with random weights, made on `device`; SAM's are float32, as in a bundle."""
     with TemporaryDirectory() as folder:
-        tokenizer, words = _clip_tokenizer(Path(folder)), _bert_tokenizer(Path(folder), shapes["captioner"])
+        tokenizer, words = clip_tokenizer(Path(folder)), _bert_tokenizer(Path(folder), shapes["captioner"])
     vision = shapes["captioner"]["vision_config"]
     size = {"height": vision["image_size"], "width": vision["image_size"]}
     torch.manual_seed(0)
@@ -72,13 +72,13 @@ def random_pipeline(shapes: Mapping[str, Any], device: str | torch.device, dtype
         **{name: model.to(dtype).eval() for name, model in models.items()},
         segmenter=segmenter,
         tokenizer=tokenizer,
-        scheduler=DDPMScheduler(**_SCHEDULE),
+        scheduler=DDPMScheduler(**SCHEDULE),
         captioner_processor=BlipProcessor(BlipImageProcessor(size=size), words),
         name="random weights",
     )
 
 
-def _clip_tokenizer(folder: Path) -> CLIPTokenizer:
+def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     """CLIP's, with single letters for a vocabulary."""
     letters = [chr(code) for code in range(33, 127)]
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

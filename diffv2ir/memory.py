@@ -226,6 +226,9 @@ def _apply(pipe: DiffV2IRPipeline, device: torch.device, mode: str) -> None:
 
 
 def _offload_layers(pipe: DiffV2IRPipeline, device: torch.device) -> None:
+    from diffv2ir.compilation import leave_compiled
+
+    leave_compiled(pipe)
     # As `enable_sequential_cpu_offload` does it, but for the models of `UNDERSTANDING`: SAM reads weights of layers
     # that it never calls.
     from accelerate import cpu_offload

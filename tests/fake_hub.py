@@ -1,7 +1,8 @@
-"""A hub on this machine: as much of its HTTP interface as huggingface_hub needs to list and fetch repositories."""
+"""A hub on this machine: as much of its HTTP interface as huggingface_hub needs to list, get and fill repositories."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -20,6 +21,8 @@ class FakeHub:
         refusal: status, error code and message with which everything is refused, or None.
         broken, damaged: files that break off in the middle, or of which a byte is wrong.
         fetched: files that were asked for, in order.
+        read_only: repositories that nobody may write to.
+        created: what was asked for when a repository was made.
     """
 
     def __init__(self, url: str):
@@ -29,6 +32,8 @@ class FakeHub:
         self.broken: set[str] = set()
         self.damaged: set[str] = set()
         self.fetched: list[str] = []
+        self.read_only: set[str] = set()
+        self.created: list[dict] = []
 
 
 @contextmanager
@@ -58,6 +63,37 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(head=False)
 
+    def do_POST(self) -> None:
+        hub, path = self.server.hub, unquote(urlsplit(self.path).path).strip("/")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if hub.refusal:
+            return self._refuse(*hub.refusal)
+        if path == "api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if path == "api/repos/create":
+            return self._create(json.loads(body))
+        kind, owner, name, verb, _ = path.removeprefix("api/").split("/")
+        repository = f"{kind}/{owner}/{name}"
+        if repository in hub.read_only:
+            return self._refuse(403, "", "Forbidden")
+        if verb == "preupload":
+            files = [file["path"] for file in json.loads(body)["files"]]
+            answers = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]
+            return self._json({"files": answers})
+        for entry in map(json.loads, body.splitlines()):
+            if entry["key"] == "file":
+                content = base64.b64decode(entry["value"]["content"])
+                hub.repositories[repository][entry["value"]["path"]] = content
+        self._json({"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{owner}/{name}/commit/{COMMIT}"})
+
+    def _create(self, wish: dict) -> None:
+        hub, name = self.server.hub, f"{wish['organization']}/{wish['name']}"
+        if f"models/{name}" in hub.repositories:
+            return self._json({"error": "You already created this model repo", "url": f"{hub.url}/{name}"}, 409)
+        hub.created.append(wish)
+        hub.repositories[f"models/{name}"] = {}
+        self._json({"url": f"{hub.url}/{name}"})
+
     def log_message(self, *arguments) -> None:
         pass
 
@@ -67,6 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(*hub.refusal)
         parts = path.removeprefix("api/").split("/")
         kind = parts.pop(0) if parts[0] in ("models", "datasets") else "models"
+        if parts[-1] == "write":
+            refused = f"{kind}/{'/'.join(parts[:2])}" in hub.read_only
+            return self._refuse(403, "", "Forbidden") if refused else self._json({})
         name, verb, revision, rest = "/".join(parts[:2]), parts[2], parts[3], "/".join(parts[4:])
         files = hub.repositories.get(f"{kind}/{name}")
         if files is None:
@@ -88,9 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _json(self, content) -> None:
+    def _json(self, content, status: int = 200) -> None:
         body = json.dumps(content).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

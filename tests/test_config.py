@@ -62,11 +62,11 @@ def test_full_size_is_the_papers_batch_on_every_card(phase):
     assert (paper.loop.learning_rate, paper.view.crop, paper.loop.share(1)) == (1e-4, 256, (256, 32))
     saving = ("micro_batch_size", "optimizer", "ema_device", "validate_every")
     for config in cards:
-        assert config.gradient_checkpointing and config.loop.mixed_precision == "fp16"
+        assert config.gradient_checkpointing and config.frozen_dtype == "bf16" and config.loop.mixed_precision == "fp16"
         assert config.loop.optimizer == ("adamw" if config.lora else "adamw8bit")
         assert config.loop.share(1)[1] < 32
         loop = dataclasses.replace(config.loop, **{name: getattr(paper.loop, name) for name in saving})
-        assert dataclasses.replace(config, loop=loop, gradient_checkpointing=False) == paper
+        assert dataclasses.replace(config, loop=loop, gradient_checkpointing=False, frozen_dtype="fp32") == paper
 
 
 def test_values_become_the_types_of_the_fields(load):
@@ -128,6 +128,7 @@ def test_missing_file_is_named(tmp_path):
         ({"lora": LoraSettings()}, "phase 2 trains all weights: remove lora"),
         ({"phase": "base", "lora": LoraSettings()}, "phase base trains all weights: remove lora"),
         ({"map_style": "edges"}, "map_style must be one of .*got 'edges'"),
+        ({"frozen_dtype": "int8"}, "frozen_dtype must be one of fp32, fp16, bf16, got 'int8'"),
         ({"phase": "3", "style": "two words"}, "style must be a name"),
         ({"phase": "3", "style": "general"}, "style 'general' is the name of the weights without a style"),
         ({"defaults": {"steps": 0}}, "steps must be a whole number"),

@@ -11,7 +11,7 @@ from official_layout import Autoencoder, ClipText, LatentDiffusion, UNet, make_c
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffv2ir import bundle
+from diffv2ir import bundle, hub
 from diffv2ir.cli import main
 from diffv2ir.convert import write as write_module
 from diffv2ir.convert.assemble import convert
@@ -448,3 +448,18 @@ def test_command(checkpoint, parts, tmp_path, capsys):
     assert "unet ...\nvae ...\n" in (out := capsys.readouterr().out) and "lacks --captioner, --segmenter" in out
     assert main(["convert", str(checkpoint), "--to", str(target)]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_what_can_be_fetched_is_taken_by_its_name(checkpoint, parts, tmp_path, monkeypatch, capsys):
+    places = {"stage2": checkpoint, "blip": parts["captioner"], "sam": parts["segmenter"]}
+    asked = []
+
+    def download(source, to=None, tell=None):
+        asked.append(source)
+        return places[next(name for name, known in hub.SOURCES.items() if known is source)]
+
+    monkeypatch.setattr(hub, "download", download)
+    arguments = ["convert", "stage2", "--to", str(tmp_path / "paper"), "--captioner", "blip", "--segmenter", "sam"]
+    assert main([*arguments, "--tokenizer", str(parts["tokenizer"])]) == 0
+    assert asked == [hub.SOURCES[name] for name in ("stage2", "blip", "sam")]
+    assert "a bundle, from a checkpoint of DiffV2IR" in capsys.readouterr().out

@@ -77,6 +77,9 @@ def test_options_that_save_memory(start, bundle_folder, data, monkeypatch):
     assert "pip install bitsandbytes" in problem
     full, trained = dry_run(PHASES["2"], data, start, bundle_folder).footprint, small.footprint.trainable
     assert small.footprint.memory == full.memory | {"optimizer": 2 * trained, "average": 0}
+    half = dry_run(replace(PHASES["2"], frozen_dtype="bf16"), data, start, bundle_folder).footprint
+    text_encoder = count_parameters(CLIPTextModel.from_pretrained(start / "text_encoder"))
+    assert full.memory["weights"] - half.memory["weights"] == 2 * text_encoder
     assert full.checkpoint - small.footprint.checkpoint == (8 - 2) * trained
 
 

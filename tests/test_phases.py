@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from make_data import make_manifest_dataset, make_start_folder
 from PIL import Image
@@ -119,6 +120,33 @@ def test_base_learns_captions_of_the_dataset_and_of_blip(chain):
     known = {example.caption for example in chain.examples if example.caption}
     assert prompts & known and prompts - known - {""}  # the first scene has no caption, BLIP makes one
     assert all(conditions is None for *_, conditions in chain.seen["base"])
+
+
+# Frozen parts in half precision
+
+
+def test_frozen_parts_in_half_precision(chain, train):
+    """Autoencoder, text encoder and captioner compute in bfloat16, the UNet is trained in float32."""
+    seen = collections.defaultdict(set)
+
+    def record(module, inputs, output):
+        seen[type(module).__name__].update(parameter.dtype for parameter in module.parameters())
+
+    hook = torch.nn.modules.module.register_module_forward_hook(record)
+    AcceleratorState._reset_state()  # which keeps the precision of the first training of a process
+    try:
+        result = train("2", "1", frozen_dtype="bf16", own_captions=True, loop=replace(LOOP, mixed_precision="bf16"))
+    finally:
+        hook.remove()
+        AcceleratorState._reset_state()
+    half, single = {torch.bfloat16}, {torch.float32}
+    assert (seen["Encoder"], seen["CLIPTextModel"], seen["BlipVisionModel"]) == (half, half, half)
+    assert (seen["UNet2DConditionModel"], seen["ImageEncoderViT"]) == (single, single)
+    assert {value.dtype for value in unet_state(result).values()} == single
+    assert all(weight.isfinite().all() for weight in unet_state(result).values())
+    for name in ("vae", "text_encoder"):  # what the result holds is what it started from
+        path = next((result / name).glob("*.safetensors"))
+        assert path.read_bytes() == next((chain.results["1"] / name).glob("*.safetensors")).read_bytes()
 
 
 # Phase 1

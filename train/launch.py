@@ -16,6 +16,8 @@ from diffv2ir.training.config import load_config
 from diffv2ir.training.dry_run import dry_run
 from diffv2ir.training.loop import TrainingError, process_state
 from diffv2ir.training.phases import PhaseConfig, train_phase
+from diffv2ir.training.publish import check_target, publish, write_card
+from diffv2ir.training.starts import locate_start
 from diffv2ir.training.validation import validate_bundle
 
 T = TypeVar("T")
@@ -39,20 +41,26 @@ def run(function: Callable[[], T], threads: int | None = None) -> T:
     return result
 
 
-def run_phase(phase: str, default_config: str, description: str) -> None:
-    """The command line of one phase."""
+def phase_parser(default_config: Path, description: str) -> argparse.ArgumentParser:
+    """The arguments of a phase."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True, help="dataset folder: manifest.jsonl, or rgb/ ir/ [seg/]")
-    parser.add_argument("--start", type=Path, required=True, help="folder in the diffusers layout to start from")
+    parser.add_argument("--start", required=True, help="folder in the diffusers layout, sd15, or a hub id[@revision]")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; start again to resume")
-    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / default_config)
-    parser.add_argument("--vlum", type=Path, help="folder with captioner and segmenter, where --start has none")
+    parser.add_argument("--config", type=Path, default=default_config)
+    parser.add_argument("--vlum", help="folder, or hub id, with captioner and segmenter, where --start has none")
     parser.add_argument("--cache", type=Path, help="captions, maps and latents; default: OUTPUT/cache")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="put the result, with a card, on the hub")
     parser.add_argument(
         "--dry-run", action="store_true", help="say what the run takes and what is missing; no training"
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def run_phase(phase: str, default_config: str, description: str) -> None:
+    """The command line of one phase."""
+    arguments = phase_parser(Path(__file__).parent / "configs" / default_config, description).parse_args()
 
     def read_config() -> PhaseConfig:
         config = load_config(arguments.config, PhaseConfig)
@@ -60,23 +68,34 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
             raise ValueError(f"{arguments.config} is a configuration of phase {config.phase}, not of phase {phase}")
         return config
 
-    def train() -> Path:
-        config = read_config()
+    def folders(fetch: bool) -> tuple[Path, Path | None]:
+        vlum = arguments.vlum
+        return locate_start(arguments.start, fetch), locate_start(vlum, fetch) if vlum else None
+
+    def train() -> Path | str:
+        config, target = read_config(), arguments.push_to_hub
+        if target and process_state().is_main_process:
+            check_target(target)
         examples = [example for example in read_examples(arguments.data, split="train") if config.fits(example)]
         check_examples(examples)
         training, validation = split_validation(examples, config.validation_fraction)
-        return train_phase(
+        start, vlum = folders(fetch=True)
+        result = train_phase(
             config,
             training,
-            arguments.start,
+            start,
             arguments.output,
             cache=arguments.cache or arguments.output / "cache",
             validation=validation,
-            vlum=arguments.vlum,
+            vlum=vlum,
             validate=validate_bundle,
         )
+        if target and process_state().is_main_process:
+            write_card(result, arguments.output / "history.json", target, arguments.start, training)
+            return publish(result, target, f"Phase {phase}, {config.loop.steps} steps")
+        return result
 
     if arguments.dry_run:
-        report = run(lambda: dry_run(read_config(), arguments.data, arguments.start, arguments.vlum))
+        report = run(lambda: dry_run(read_config(), arguments.data, *folders(fetch=False)))
         sys.exit(1 if report.missing else 0)
     run(train, arguments.threads)

@@ -14,13 +14,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "source",
-        type=Path,
         metavar="CHECKPOINT",
-        help="of DiffV2IR, InstructPix2Pix or Stable Diffusion 1.x: .ckpt, .safetensors or a diffusers folder",
+        help="of DiffV2IR, InstructPix2Pix or Stable Diffusion 1.x: .ckpt, .safetensors or a diffusers folder; "
+        "or stage2, m3fd, flir, sd15, which are fetched (see `fetch`)",
     )
     parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--captioner", metavar="DIR", help="BLIP: a folder, or a hub id")
-    parser.add_argument("--segmenter", type=Path, metavar="FILE", help="SAM: sam_vit_b_*.pth, or a bundle's segmenter")
+    parser.add_argument("--captioner", metavar="DIR", help="BLIP: a folder, blip, or another hub id")
+    parser.add_argument("--segmenter", metavar="FILE", help="SAM: sam, sam_vit_b_*.pth, or a bundle's segmenter")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="CLIP's tokenizer (default: the folder's own)")
     parser.add_argument("--raw", action="store_true", help="take the UNet's last weights, not their average (EMA)")
     parser.add_argument(
@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         CommandError: the checkpoint or a part cannot be used.
+        HubError: it is one of `hub.SOURCES`, and cannot be fetched.
     """
     from diffv2ir.bundle import BundleError
     from diffv2ir.cli import OK
@@ -43,12 +44,12 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         converted = convert(
-            options.source,
+            Path(_here(options.source)),
             options.to,
             ema=not options.raw,
             widen=not options.keep_channels,
-            captioner=options.captioner,
-            segmenter=options.segmenter,
+            captioner=_here(options.captioner),
+            segmenter=Path(_here(options.segmenter)) if options.segmenter else None,
             tokenizer=options.tokenizer,
             progress=lambda part: print(f"{part} ...", flush=True),
         )
@@ -56,3 +57,10 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(error) from error
     print(converted)
     return OK
+
+
+def _here(name: str | None) -> str | None:
+    """What is one of `hub.SOURCES` is fetched; anything else stays as it is."""
+    from diffv2ir.hub import SOURCES, locate
+
+    return str(locate(name, tell=print)) if name in SOURCES else name

@@ -74,7 +74,9 @@ class PromptEncoder:
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         ).input_ids
-        return self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state[0].float()
+        device = self.text_encoder.device
+        with torch.autocast(device.type, enabled=False):  # it computes in the kind of its weights
+            return self.text_encoder(tokens.to(device)).last_hidden_state[0].float()
 
 
 class DiffusionObjective:

@@ -178,9 +178,9 @@ def _folder_problems(folder: Path, names: tuple[str, ...]) -> list[str]:
 def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module) -> dict[str, int]:
     """Bytes that a training holds on each device from its first to its last step, by purpose.
 
-    With N parameters of the UNet, n of them trainable, and M of the text encoder, all float32:
+    With N parameters of the UNet, n of them trainable, all float32, and M of the text encoder, of b bytes:
 
-    - weights 4 (N + M)
+    - weights 4 N + b M
     - gradients 4 n
     - optimizer: see `optimizer_size`
     - average 4 n, unless there is none or it is kept on the CPU
@@ -191,7 +191,7 @@ def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module)
     """
     trainable = count_trainable(unet)
     return {
-        "weights": _FLOAT32 * (count_parameters(unet) + count_parameters(text_encoder)),
+        "weights": _FLOAT32 * count_parameters(unet) + config.frozen.itemsize * count_parameters(text_encoder),
         "gradients": _FLOAT32 * trainable,
         "optimizer": optimizer_size(config, unet),
         "average": _FLOAT32 * trainable if config.loop.ema_decay and config.loop.ema_device == "model" else 0,

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
@@ -214,6 +214,7 @@ class Loop:
             config, Path(output), loss, save, validate, name,
         )  # fmt: skip
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        _check_sharing(self.accelerator.distributed_type)
         self.sampler = Sampler(count, config.seed, weights)
         self.plain_model = model.to(self.accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -292,6 +293,7 @@ class Loop:
                 accelerator.backward(losses["loss"] / len(chunks))
             for key, value in losses.items():
                 sums[key] = sums.get(key, 0.0) + value.item() / len(chunks)
+        sums["loss"] = self._mean_of_processes(sums["loss"])
         norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
         # With fp16, gradients may overflow now and then: the scaler skips such a step and lowers its scale.
         scaled = accelerator.scaler is not None and accelerator.scaler.get_scale() > 1
@@ -307,6 +309,12 @@ class Loop:
         if self.ema and not self.optimizer.step_was_skipped:
             self.ema.step(self._parameters_for_average())
         return sums
+
+    def _mean_of_processes(self, value: float) -> float:
+        """All processes log the same loss and, where it is not finite, all stop: none waits for another."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device), "mean").item()
 
     def _parameters_for_average(self) -> list[nn.Parameter]:
         """The trained parameters where their average is: themselves, or copies."""
@@ -382,6 +390,19 @@ class Loop:
             self.ema.to(self.ema_device)
         self.step, self.history = state["step"], saved["history"]
         logger.info("%s: resumed at step %d of %d from %s", self.name, self.step, self.config.steps, folder)
+
+
+def _check_sharing(kind: DistributedType) -> None:
+    """Refuse ways of sharing under which a process has not all of the weights.
+
+    Raises:
+        ValueError: FSDP, DeepSpeed or another one in which it has not.
+    """
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"the processes of a training each hold the whole model (DDP), the configuration says {kind.value}; "
+            "launch with `accelerate launch --multi_gpu`, without FSDP, DeepSpeed and Megatron"
+        )
 
 
 def latest_checkpoint(output: str | Path) -> Path | None:

@@ -28,6 +28,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextMo
 from diffv2ir import bundle
 from diffv2ir.data import DataError, Example
 from diffv2ir.files import write_atomically
+from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
@@ -74,6 +75,8 @@ class PhaseConfig:
         lora: adapter settings; None trains all weights.
         gradient_checkpointing: keep few activations and compute the others again on the way back: the same gradients
             with a fraction of the memory, at the price of about a second forward pass.
+        frozen_dtype: "fp32", "fp16" or "bf16": in what autoencoder, text encoder and captioner compute, which are not
+            trained. The trained weights are float32 in any case; in what they compute is `loop.mixed_precision`.
         dropout: width of each of the seven condition-dropout bands; in base, the chance of an empty prompt.
         validation_fraction: part of the scenes that is held out.
         map_style: style of the segmentation maps; travels with the bundle.
@@ -90,6 +93,7 @@ class PhaseConfig:
     style: str | None = None
     lora: LoraSettings | None = None
     gradient_checkpointing: bool = False
+    frozen_dtype: str = "fp32"
     unet: UNetSettings = UNetSettings()
     dropout: float = 0.02
     validation_fraction: float = 0.1
@@ -108,10 +112,17 @@ class PhaseConfig:
             raise ValueError(f"phase {self.phase} trains all weights: remove lora")
         if self.map_style not in MAP_STYLES:
             raise ValueError(f"map_style must be one of {MAP_STYLES}, got {self.map_style!r}")
+        if self.frozen_dtype not in DTYPES:
+            raise ValueError(f"frozen_dtype must be one of {', '.join(DTYPES)}, got {self.frozen_dtype!r}")
         # Raises now, not after the training, by the name of the field.
         GenerationSettings.from_dict({**self.defaults, "style": self.style or GENERAL_STYLE})
         if self.style == GENERAL_STYLE:
             raise ValueError(f"style {GENERAL_STYLE!r} is the name of the weights without a style; choose another")
+
+    @property
+    def frozen(self) -> torch.dtype:
+        """`frozen_dtype` as torch knows it."""
+        return getattr(torch, DTYPES[self.frozen_dtype])
 
     def fits(self, example: Example) -> bool:
         """Whether an example is used by this phase."""
@@ -142,18 +153,15 @@ class Parts:
     scheduler: DDPMScheduler
 
     @classmethod
-    def load(cls, folder: Path) -> Parts:
+    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> Parts:
         """Load from a folder in the diffusers layout; all weights are frozen, and on this process's device."""
         device = process_state().device
         index = json.loads((folder / "model_index.json").read_text())
         vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}[index["vae"][1]]
         parts = cls(
             folder,
-            vae_class.from_pretrained(folder / "vae").eval().requires_grad_(False).to(device),
-            CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-            .eval()
-            .requires_grad_(False)
-            .to(device),
+            vae_class.from_pretrained(folder / "vae").eval().requires_grad_(False).to(device, dtype),
+            CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype).eval().requires_grad_(False).to(device),
             CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             DDPMScheduler.from_pretrained(folder / "scheduler"),
         )
@@ -194,7 +202,7 @@ def train_phase(
         raise DataError(f"phase {config.phase}: no example of kinds {config.kinds} and sources {config.sources}")
     held_out = [example for example in validation if config.fits(example)]
     optimizer_class(config.loop.optimizer)  # raises now, not after the caches are filled
-    parts, vlum = Parts.load(start), vlum or start
+    parts, vlum = Parts.load(start, config.frozen), vlum or start
     check_start(config, start)
     unet = _initial_unet(config, parts)
     processes = process_state()
@@ -310,7 +318,7 @@ def _fill_caches(
     captions = CaptionCache(cache, None, None)
     if config.phase != "1" and (config.own_captions or any(not example.caption for example in examples)):
         captioner = (
-            BlipForConditionalGeneration.from_pretrained(vlum / "captioner", dtype=torch.float32)
+            BlipForConditionalGeneration.from_pretrained(vlum / "captioner", dtype=config.frozen)
             .eval()
             .to(parts.vae.device)
         )

@@ -1,0 +1,117 @@
+"""Two processes, over gloo on the CPU, train as one does: the same weights, each example once an epoch, one writes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from make_data import make_manifest_dataset, make_start_folder
+from processes import COUNT, make_loop
+from safetensors.torch import load_file
+
+from diffv2ir.data import read_examples
+from diffv2ir.training.config import load_config
+from diffv2ir.training.loop import _check_sharing
+from diffv2ir.training.phases import PhaseConfig, train_phase
+
+TESTS = Path(__file__).parent
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+PHASE = """
+phase: "2"
+loop: {steps: 2, batch_size: 4, micro_batch_size: 1, warmup_steps: 1, ema_decay: 0.5, max_grad_norm: 1.0e+9}
+view: {resize: 18, crop: 16, variants: 1}
+validation_fraction: 0.0
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(bundle_folder, tmp_path_factory):
+    """The tasks of `processes.py`, done by two processes."""
+    folder = tmp_path_factory.mktemp("processes")
+    data = make_manifest_dataset(folder / "data", pairs=5, infrared=0)
+    start = make_start_folder(bundle_folder, folder / "start")
+    task = {"data": data, "start": start, "vlum": bundle_folder, "output": folder / "run"}
+    (folder / "phase.json").write_text(json.dumps({name: str(path) for name, path in task.items()}))
+    (folder / "phase.yaml").write_text(PHASE)
+    make_loop(folder / "alone-then-two", 3).run()
+    run_two(sys.executable, TESTS / "processes.py", folder)
+    return folder
+
+
+def run_two(*command):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    common = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2,
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1, "PYTHONPATH": paths,
+    }  # fmt: skip
+    started = []
+    for rank in (0, 1):
+        own = {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        started.append(
+            subprocess.Popen(
+                [*map(str, command)],
+                env={**os.environ, **own},
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What one process makes in six steps, and its losses."""
+    loop = make_loop(tmp_path_factory.mktemp("whole"), 6)
+    return loop.run().state_dict(), [entry["loss"] for entry in loop.history]
+
+
+def test_two_processes_train_a_unet_as_one_does(folder, tmp_path):
+    task = json.loads((folder / "phase.json").read_text())
+    alone = train_phase(
+        load_config(folder / "phase.yaml", PhaseConfig), read_examples(Path(task["data"]), split="train"),
+        Path(task["start"]), tmp_path / "run", cache=tmp_path / "cache", vlum=Path(task["vlum"]),
+    )  # fmt: skip
+    weights = [
+        load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (alone, folder / "run" / "result")
+    ]
+    before = load_file(Path(task["start"]) / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, **CLOSE)
+    assert not torch.equal(before["mid_block.resnets.0.conv1.weight"], weights[0]["mid_block.resnets.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("name", ["alone-then-two", "two-then-alone"])
+def test_another_number_of_processes_goes_on(folder, name, whole):
+    loop = make_loop(folder / name, 6)
+    for key, value in loop.run().state_dict().items():
+        torch.testing.assert_close(value, whole[0][key], **CLOSE)
+    assert [entry["loss"] for entry in loop.history] == pytest.approx(whole[1], rel=1e-4)
+
+
+def test_each_example_is_seen_once_an_epoch(folder):
+    shares = [json.loads((folder / "two-then-alone" / f"seen-{rank}-of-2.json").read_text()) for rank in (0, 1)]
+    first, second = ({tuple(draw) for draw in share} for share in shares)
+    assert len(first) == len(second) == 6 and not first & second
+    assert first | second == {(epoch, index) for epoch in (0, 1) for index in range(COUNT)}
+
+
+def test_one_writes(folder):
+    assert (folder / "two-then-alone" / "writers").read_text().splitlines()[0] == "0 .step-0000003.partial"
+    assert {line[0] for line in (folder / "alone-then-two" / "writers").read_text().splitlines()} == {"0"}
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_shared_weights_are_refused(kind):
+    with pytest.raises(ValueError, match=f"each hold the whole model .*the configuration says {kind.value}"):
+        _check_sharing(kind)
+    _check_sharing(DistributedType.MULTI_GPU)
