@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -81,7 +83,7 @@ class RegressionUNet(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 3, out_channels: int = 1, widths: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 256)
+        self, widths: Sequence[int] = (8, 16, 32, 64, 128, 256, 256), in_channels: int = 3, out_channels: int = 1
     ) -> None:
         super().__init__()
         before = (in_channels, *widths)
@@ -107,7 +109,7 @@ def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
     for channels in (inputs, outputs):
         layers += [
             nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
-            nn.GroupNorm(outputs // 8, outputs),
+            nn.GroupNorm(outputs // 8, outputs),  # finer groups would lose the brightness of the scene
             nn.SiLU(),
         ]
     return nn.Sequential(*layers)

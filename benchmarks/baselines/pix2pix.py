@@ -3,8 +3,8 @@
 `python -m benchmarks.baselines.pix2pix --data DATASET --run RUN --minutes 30`
 
 Adam, 2e-4, betas (0.5, 0.999), vanilla GAN loss, discriminator first; the learning rate is constant for the first half
-of the budget and falls to zero on a line in the second, as in the published 100 + 100 epochs. Two things differ, so that
-all methods see the same: the shorter side is 286 px, not both, and infrared has one channel.
+of the budget and falls to zero on a line in the second, as in the published 100 + 100 epochs. Two things differ, so
+that all methods see the same: the shorter side is 286 px, not both, and infrared has one channel.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -29,11 +30,11 @@ class Regression(Learner):
     batch_size = 8
 
     def __init__(
-        self, device: torch.device | str = "cpu", seed: int = 0, widths: tuple[int, ...] | None = None
+        self, device: torch.device | str = "cpu", seed: int = 0, widths: Sequence[int] = (8, 16, 32, 64, 128, 256, 256)
     ) -> None:
         torch.manual_seed(seed)
-        self.options = {"widths": list(widths)} if widths else {}
-        self.network = network_of(self.options).to(device)
+        self.options = {"widths": list(widths)}
+        self.network = RegressionUNet(**self.options).to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), LEARNING_RATE)
         self.average = EMAModel(self.network.parameters(), decay=EMA_DECAY)
         self.trained = {"network": self.network, "optimizer": self.optimizer, "average": self.average}
@@ -52,11 +53,6 @@ class Regression(Learner):
     def weights(self) -> nn.Module:
         self.average.copy_to(self.network.parameters())
         return self.network
-
-
-def network_of(options: dict) -> RegressionUNet:
-    """The network of a run's options."""
-    return RegressionUNet(**options)
 
 
 if __name__ == "__main__":

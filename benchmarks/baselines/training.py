@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks.baselines.pairs import TrainingView, load_view
 from diffv2ir.data import Example
 from diffv2ir.files import write_atomically
-from diffv2ir.training.loop import Draw, Sampler, TrainingError, mix_seed
+from diffv2ir.training.loop import Sampler, TrainingError, mix_seed
 
 logger = logging.getLogger(__name__)
 
@@ -174,16 +174,12 @@ class _Run:
     def _one_step(self, progress: float) -> dict[str, float]:
         draws = self.sampler.draws(self.step, self.learner.batch_size)
         torch.manual_seed(mix_seed(self.config.seed, 2, draws[0].position))  # for dropout
-        visible, infrared = (
-            torch.stack(images).to(self.device) for images in zip(*map(self._view, draws), strict=True)
-        )
+        views = [load_view(self.examples[draw.index], self.config.view, draw.generator()) for draw in draws]
+        visible, infrared = (torch.stack(images).to(self.device) for images in zip(*views, strict=True))
         losses = self.learner.step(visible, infrared, progress)
         if not all(math.isfinite(value) for value in losses.values()):
             raise TrainingError(f"{self.learner.name}: step {self.step + 1} gave {losses}; start again to resume")
         return losses
-
-    def _view(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        return load_view(self.examples[draw.index], self.config.view, draw.generator())
 
     def _record(self) -> dict[str, Any]:
         learner = self.learner
@@ -213,7 +209,7 @@ class _Run:
                 )
 
     def load(self, folder: Path) -> None:
-        state = torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True)
+        state = torch.load(folder / _WEIGHTS, map_location=self.device, weights_only=True)
         for name, part in self.learner.trained.items():
             part.load_state_dict(state[name])
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
