@@ -10,7 +10,6 @@ that all methods see the same: the shorter side is 286 px, not both, and infrare
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -81,16 +80,6 @@ class Pix2Pix(Learner):
 def learning_rate(progress: float) -> float:
     """Constant in the first half, then on a line to zero."""
     return LEARNING_RATE * min(1.0, 2 * (1 - progress))
-
-
-@torch.no_grad()
-def translate(network: nn.Module, visible: Iterable[Tensor], seed: int) -> Iterable[Tensor]:
-    """Infrared [1, H, W] of each photo [3, H, W]; dropout is on, as published, and drawn by the seed."""
-    network.train()
-    for photo in visible:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield network(photo[None])[0]
 
 
 if __name__ == "__main__":
