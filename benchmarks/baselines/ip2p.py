@@ -1,0 +1,81 @@
+"""InstructPix2Pix's way (Brooks et al. 2023) with our network: photo and one instruction, no caption, no map.
+
+`python -m benchmarks.baselines.ip2p --data DATASET --start runs/tiny/phase1/result --vlum runs/tiny/vlum --run RUN`
+
+Every stage of our phase 2 with its own configuration, but for the prompt, which is always "turn the visible image into
+infrared", and the map, which is always null. The result is a bundle; `translate` gives it the same conditions in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.baselines.pairs import training_pairs
+from diffv2ir.pipeline import DiffV2IRPipeline
+from diffv2ir.settings import GenerationSettings
+from diffv2ir.training.config import load_config
+from diffv2ir.training.phases import PhaseConfig, train_phase
+from train.launch import run
+
+PROMPT = "turn the visible image into infrared"
+STAGES = ("phase2-small", "phase2-edges", "phase2")
+CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "tiny"
+
+
+def train_ip2p(data: Path, start: Path, vlum: Path, output: Path, share: float = 1.0, configs: Path = CONFIGS) -> Path:
+    """Train the stages of phase 2 without caption and map; returns the bundle, `output/result`. Resumable.
+
+    Args:
+        start: where our phase 2 starts, too. vlum: captioner and segmenter; a bundle has them, but they are not used.
+        share: part of the steps of each stage's configuration.
+
+    Raises:
+        DataError, TrainingError, ValueError: as `train_phase`; or share is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], got {share}")
+    examples = training_pairs(data)
+    for stage in STAGES:
+        config = without_conditions(load_config(configs / f"{stage}.yaml", PhaseConfig), share)
+        folder = output if stage == STAGES[-1] else output / stage
+        start = train_phase(config, examples, start, folder, cache=output / "cache", vlum=vlum)
+    return start
+
+
+def without_conditions(config: PhaseConfig, share: float = 1.0) -> PhaseConfig:
+    """A configuration of ours with the fixed prompt, without maps, and with part of its steps."""
+    loop = dataclasses.replace(config.loop, steps=max(1, round(config.loop.steps * share)))
+    return dataclasses.replace(config, loop=loop, fixed_prompt=PROMPT, without_map=True)
+
+
+def translate(
+    pipe: DiffV2IRPipeline, photos: Sequence[Image.Image], settings: GenerationSettings, seeds: Sequence[int]
+) -> Iterable[Image.Image]:
+    """The infrared picture of each photo, 8-bit gray, from the photo and the fixed prompt."""
+    embeds = pipe.encode_text(PROMPT)
+    for photo, seed in zip(photos, seeds, strict=True):
+        conditioning = pipe.prepare(photo, caption="", segmentation=False, **settings.preparation)
+        conditioning = dataclasses.replace(conditioning, prompt=PROMPT, prompt_embeds=embeds)
+        yield pipe.generate(conditioning, settings.replace(seed=seed)).image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--start", type=Path, required=True, help="result of phase 1, as for our phase 2")
+    parser.add_argument("--vlum", type=Path, required=True, help="folder with captioner and segmenter, or a bundle")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run; start again to resume")
+    parser.add_argument("--share", type=float, default=1.0, help="part of our steps (default: as many)")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    options = parser.parse_args()
+    run(lambda: train_ip2p(options.data, options.start, options.vlum, options.run, options.share), options.threads)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
