@@ -78,6 +78,8 @@ class PhaseConfig:
         validation_fraction: part of the scenes that is held out.
         map_style: style of the segmentation maps; travels with the bundle.
         own_captions: caption every photo with the bundle's BLIP, as the pipeline will, also where the dataset has one.
+        fixed_prompt: phases 2 and 3: one prompt for every photo, in place of the one that is built from its caption.
+        without_map: phases 2 and 3: the map is null for every photo, as if it was always dropped.
     """
 
     phase: str
@@ -95,6 +97,8 @@ class PhaseConfig:
     validation_fraction: float = 0.1
     map_style: str = "regions"
     own_captions: bool = False
+    fixed_prompt: str | None = None
+    without_map: bool = False
     defaults: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,6 +110,8 @@ class PhaseConfig:
             raise ValueError("phase 1 trains a LoRA: set lora")
         if self.phase in ("base", "2") and self.lora is not None:
             raise ValueError(f"phase {self.phase} trains all weights: remove lora")
+        if self.phase not in ("2", "3") and (self.without_map or self.fixed_prompt is not None):
+            raise ValueError("fixed_prompt and without_map are for phases 2 and 3: the others have no such conditions")
         if self.map_style not in MAP_STYLES:
             raise ValueError(f"map_style must be one of {MAP_STYLES}, got {self.map_style!r}")
         # Raises now, not after the training, by the name of the field.
@@ -302,13 +308,14 @@ def _fill_caches(
     The models that make it then leave the device: the training itself only needs the text encoder.
     """
     maps = None
-    if config.phase in ("2", "3"):
+    if config.phase in ("2", "3") and not config.without_map:
         segmenter = SamSegmenter.from_pretrained(vlum / "segmenter").eval()
         maps = MapCache(cache, segmenter.to(parts.vae.device), config.map_style)
         maps.fill(examples)
         segmenter.to("cpu")
     captions = CaptionCache(cache, None, None)
-    if config.phase != "1" and (config.own_captions or any(not example.caption for example in examples)):
+    reads_captions = config.phase != "1" and config.fixed_prompt is None
+    if reads_captions and (config.own_captions or any(not example.caption for example in examples)):
         captioner = (
             BlipForConditionalGeneration.from_pretrained(vlum / "captioner", dtype=torch.float32)
             .eval()
@@ -337,8 +344,10 @@ def _sample(
         return views["visible"], "" if uniform < config.dropout else captions.caption(example), None
     dropped = dropped_conditions(uniform, config.dropout)
     visible = torch.zeros_like(views["visible"]) if "V" in dropped else views["visible"]
-    segmentation = torch.zeros_like(views["segmentation"]) if "S" in dropped else views["segmentation"]
-    prompt = "" if "T" in dropped else build_prompt(captions.caption(example))
+    null_map = config.without_map or "S" in dropped
+    segmentation = torch.zeros_like(views["visible"]) if null_map else views["segmentation"]
+    prompt = build_prompt(captions.caption(example)) if config.fixed_prompt is None else config.fixed_prompt
+    prompt = "" if "T" in dropped else prompt
     return views["infrared"], prompt, torch.cat([visible, segmentation])  # [2C, h, w]
 
 
