@@ -58,6 +58,7 @@ def draw_phases(
     conditioning: Conditioning,
     settings: GenerationSettings,
     callback: Callback | None = None,
+    only: str | None = None,
 ) -> Iterator[PhasePicture]:
     """The photo after each phase, all from the same noise.
 
@@ -65,14 +66,19 @@ def draw_phases(
         settings: the style is left aside, and a seed of None is 0. The text-to-image model takes at least 20 steps,
             with the text scale as its guidance scale.
         callback: called as callback(phases done, step, steps); returning False ends the work.
+        only: the one phase to draw; None = all that the bundle holds.
 
     Raises:
-        ValueError: the text-to-image weights do not fit this bundle.
+        ValueError: the text-to-image weights do not fit this bundle, or it does not hold the phase.
     """
     size = {"resolution": conditioning.resolution, "resolution_rule": conditioning.resolution_rule}
     settings = settings.replace(seed=settings.seed or 0, **size)
     early = _early_folder(pipe)
     names = held_phases(pipe)
+    if only is not None:
+        if only not in names:
+            raise ValueError(f"the phase must be one of {', '.join(names)}, got {only!r}")
+        names = [only]
     unet = None if early is None else _load_base(pipe, early)
     for done, name in enumerate(names):
 

@@ -1,0 +1,74 @@
+"""Finished measurements on disk, one JSON file each, named by a hash of everything they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffv2ir import bundle
+from diffv2ir.data import Example
+from diffv2ir.training.cache import file_hash
+
+
+class Cells:
+    """A folder of finished cells. A restart finds them and computes the others.
+
+    Attributes:
+        computed: how many cells this object has computed, not found.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.computed = folder, 0
+
+    def path(self, key: Mapping[str, Any]) -> Path:
+        """Where the cell of `key` lies, or will lie."""
+        return self.folder / f"{digest(key)}.json"
+
+    def get(self, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The cell's result: found, or computed and kept. Either way it is what JSON makes of it."""
+        path = self.path(key)
+        if not path.is_file():
+            content = json.dumps({"key": key, "result": compute()}, indent=1)
+            self.computed += 1
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(content, encoding="utf-8")
+            partial.replace(path)  # a killed run leaves no half cell
+        return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+
+def digest(value: Any) -> str:
+    """A short hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def model_hash(folder: Path) -> str:
+    """Hash of a model folder: all its weights, and its noise schedule."""
+    schedule = (folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
+    return digest([bundle.content_hash(folder), schedule])
+
+
+def examples_hash(examples: Sequence[Example]) -> str:
+    """Hash of the examples' names and images; their order does not matter."""
+    return digest(
+        sorted([e.source, e.id, *(file_hash(p) if p else None for p in (e.visible, e.infrared))] for e in examples)
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people know it; of a processor with the threads that torch may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    threads = torch.get_num_threads()
+    return f"{names[0] if names else platform.machine()}, {threads} thread{'s' * (threads > 1)}"

@@ -1,0 +1,166 @@
+"""Table 1 of the paper: the same recipe on a random split and on a split by scene of the same images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffv2ir.bootstrap import mean_interval
+from diffv2ir.data import DataError, Example
+from diffv2ir.evaluate import OVERALL
+from diffv2ir.training.ablation import report
+from diffv2ir.training.ablation.cells import Cells, device_name, digest, examples_hash, model_hash
+from diffv2ir.training.ablation.scoring import Photos, by_lot, generating, load_pipe, score_cell
+from diffv2ir.training.ablation.trainings import Trainings
+from diffv2ir.training.loop import process_state
+from diffv2ir.training.phases import PhaseConfig
+
+NAME = "table1"
+_METHODS = {"model": "ours", "visible_gray": "visible, gray", "constant": "constant"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """The same images, parted in one of two ways. `seen` are the test images whose scene is also trained on."""
+
+    name: str
+    train: list[Example]
+    test: list[Example]
+
+    @property
+    def seen(self) -> list[Example]:
+        scenes = {_scene(example) for example in self.train}
+        return [example for example in self.test if _scene(example) in scenes]
+
+
+def make_splits(examples: Sequence[Example], fraction: float, seed: int = 0) -> tuple[Split, Split]:
+    """A random split and one by scene, with equally many test images of every camera.
+
+    By scene, whole scenes in random order go to the test part, until it has `fraction` of a camera's images; the last
+    scene of a camera stays in training.
+
+    Raises:
+        ValueError: the fraction is not in (0, 1).
+        DataError: no camera has two scenes, or no scene two images: both splits would be the same.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"test-fraction must lie between 0 and 1, got {fraction}")
+    cameras: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        cameras[example.source].append(example)
+    by_scene, at_random = set(), set()
+    for own in cameras.values():
+        held_out = _whole_scenes(own, math.ceil(fraction * len(own)), seed)
+        by_scene.update(held_out)
+        at_random.update(by_lot(own, seed)[: len(held_out)])
+    splits = tuple(
+        Split(name, [e for e in examples if e not in test], [e for e in examples if e in test])
+        for name, test in (("random", at_random), ("by scene", by_scene))
+    )
+    if not splits[1].test:
+        raise DataError("no camera has two scenes: there is nothing to split by scene")
+    if not splits[0].seen:
+        raise DataError("no scene of the random split's test part is trained on: choose cameras with larger scenes")
+    return splits
+
+
+def _whole_scenes(examples: Sequence[Example], wanted: int, seed: int) -> list[Example]:
+    """All images of scenes in random order, at least `wanted` where there are enough; never all scenes."""
+    order = list(dict.fromkeys(_scene(example) for example in by_lot(examples, seed)))
+    chosen: list[Example] = []
+    for scene in order[:-1]:
+        if len(chosen) >= wanted:
+            break
+        chosen += [example for example in examples if _scene(example) == scene]
+    return chosen
+
+
+def _scene(example: Example) -> tuple[str, str]:
+    return example.source, example.scene
+
+
+def compare_splits(
+    examples: Sequence[Example],
+    config: PhaseConfig,
+    start: Path,
+    trainings: Trainings,
+    output: Path,
+    *,
+    fraction: float = 0.2,
+    seed: int = 0,
+    changes: dict[str, Any] | None = None,
+) -> Path:
+    """Train `config` from `start` on both splits, score both, write table and plot; returns the table.
+
+    Args:
+        changes: to the settings that pictures are made with, which are those of the trained bundle.
+    """
+    splits = make_splits([example for example in examples if config.fits(example)], fraction, seed)
+    results = [trainings.result(split.name.replace(" ", "-"), config, split.train, start) for split in splits]
+    if not process_state().is_main_process:
+        return output
+    device, cells, rows = process_state().device, Cells(output / "cells"), []
+    for split, folder in zip(splits, results, strict=True):
+        key = {
+            "table": NAME,
+            "bundle": model_hash(folder),
+            "pairs": examples_hash(split.test),
+            "device": device_name(device),
+            "changes": digest([changes, seed]),
+        }
+        result = cells.get(key, lambda split=split, folder=folder: _score(split, folder, changes or {}, seed))
+        rows += _rows(split, result)
+    _write(output, splits, rows, config)
+    return output / f"{NAME}.md"
+
+
+def _score(split: Split, folder: Path, changes: dict[str, Any], seed: int) -> dict[str, Any]:
+    pipe = load_pipe(folder)
+    settings = pipe.default_settings.replace(**{"seed": seed, **changes})
+    return score_cell(Photos(pipe, split.test, settings), settings, generating(pipe, settings))
+
+
+def _rows(split: Split, result: dict[str, Any]) -> list[report.Row]:
+    """The whole test part by method, and ours on test images of scenes that were trained on, and on the others."""
+    rows = [
+        {"split": split.name, "method": title, "images": "all", **report.score_fields(result["methods"][name][OVERALL])}
+        for name, title in _METHODS.items()
+    ]
+    seen = {example.id for example in split.seen}
+    for title, ids in (("scene trained on", seen), ("scene new", {e.id for e in split.test} - seen)):
+        if ids and seen:
+            rows.append({"split": split.name, "method": "ours", "images": title, **_means(result["images"], ids)})
+    return rows
+
+
+def _means(images: dict[str, dict[str, float]], ids: set[str]) -> report.Row:
+    row: report.Row = {"count": len(ids)}
+    for measure in ("psnr", "ssim"):
+        values = [images[key][measure] for key in sorted(ids)]
+        low, high = mean_interval(values)
+        row |= {measure: sum(values) / len(values), f"{measure}_low": low, f"{measure}_high": high}
+    return row
+
+
+def _write(output: Path, splits: Sequence[Split], rows: list[report.Row], config: PhaseConfig) -> None:
+    counts = "; ".join(
+        f"{split.name}: {len(split.train)} train, {len(split.test)} test, {len(split.seen)} of them of a scene that is "
+        f"also trained on"
+        for split in splits
+    )
+    text = [
+        f"Table 1 of the paper: the same recipe ({config.loop.steps} steps, batch {config.loop.batch_size}) on two "
+        f"splits of the same images. {counts}. 95 % bootstrap intervals.",
+        "The test parts hold equally many images of every camera, but not the same images: what the two methods that "
+        "learn nothing score says how far they differ in difficulty. The Fréchet distance is not FID.",
+    ]
+    report.write_table(output, NAME, rows, ["split", "images", "method", "count", *report.MEASURES], text)
+    labels = [f"{row['split']}, {row['method']}" + (f", {row['images']}" * (row["images"] != "all")) for row in rows]
+    report.plot_rows(output / f"{NAME}.png", rows, labels)
+    ids = {split.name: {part: [e.id for e in getattr(split, part)] for part in ("train", "test")} for split in splits}
+    (output / "splits.json").write_text(json.dumps(ids, indent=1), encoding="utf-8")

@@ -1,0 +1,160 @@
+"""Tables in Markdown and CSV, and plots, of scored cells."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+MEASURES = ("psnr", "ssim", "frechet_efficientnet_lite0")
+COSTS = ("evaluations", "seconds", "cpu_seconds")
+COST_NOTE = (
+    "Times are of one photo on {device}: denoising and decoding, without caption, map and encoding, which are made "
+    "once. Processor time is that of this process over all its threads: other work on the machine lengthens the "
+    "seconds on the clock, not these. The Fréchet distance is not FID."
+)
+TITLES = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "frechet_efficientnet_lite0": "Fréchet (EfficientNet-Lite0)",
+    "seconds": "s per photo",
+    "cpu_seconds": "processor s",
+    "evaluations": "UNet evaluations",
+    "count": "pairs",
+}
+_DECIMALS = {"psnr": 2, "ssim": 3, "frechet_efficientnet_lite0": 0, "seconds": 2, "cpu_seconds": 2, "evaluations": 0}
+_INTERVAL = "_interval"
+_NOTHING = "–"
+
+
+def score_fields(score: Mapping[str, Any]) -> Row:
+    """A camera's score as flat values: whatever it measures, an interval as NAME_low and NAME_high."""
+    fields: Row = {}
+    for name, value in score.items():
+        if name.endswith(_INTERVAL):
+            measure = name.removesuffix(_INTERVAL)
+            fields[f"{measure}_low"], fields[f"{measure}_high"] = value
+        else:
+            fields[name] = value
+    return fields
+
+
+def write_table(folder: Path, name: str, rows: Sequence[Row], columns: Sequence[str], text: Sequence[str]) -> Path:
+    """Write `folder/NAME.md`, and `folder/NAME.csv` with every value of the rows; returns the former.
+
+    Args:
+        columns: of the Markdown table; an interval is written into the cell of its measure.
+        text: paragraphs before (the first) and after the table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    path = folder / f"{name}.md"
+    first, *others = text
+    path.write_text("\n\n".join([first, markdown(rows, columns), *others]) + "\n", encoding="utf-8")
+    return path
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The rows as a Markdown table; a row with a true "default" is bold."""
+    lines = [" | ".join(TITLES.get(column, column) for column in columns), " | ".join("---" for _ in columns)]
+    for row in rows:
+        cells = [_cell(row, column) for column in columns]
+        if row.get("default"):
+            cells = [f"**{cell}**" for cell in cells]
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _cell(row: Row, column: str) -> str:
+    value = row.get(column)
+    if value is None:
+        return _NOTHING
+    decimals = _DECIMALS.get(column)
+    if decimals is None:
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    interval = "" if low is None or high is None else f" ({low:.{decimals}f}–{high:.{decimals}f})"
+    return f"{value:.{decimals}f}{interval}"
+
+
+def plot_lines(path: Path, series: Mapping[str, Sequence[Row]], x: str, label: str, logarithmic: bool = False) -> None:
+    """One panel a measure: lines over the rows' value `x`, with their intervals as bands."""
+    figure, axes = _panels()
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        for name, rows in series.items():
+            points = sorted((row for row in rows if row.get(measure) is not None), key=lambda row: row[x])
+            xs = [row[x] for row in points]
+            (line,) = axis.plot(xs, [row[measure] for row in points], "o-", label=name, markersize=4)
+            if points and points[0].get(f"{measure}_low") is not None:
+                bounds = ([row[f"{measure}_{end}"] for row in points] for end in ("low", "high"))
+                axis.fill_between(xs, *bounds, color=line.get_color(), alpha=0.12, linewidth=0)
+        if logarithmic:
+            axis.set_xscale("log")
+            ticks = sorted({row[x] for rows in series.values() for row in rows})
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.minorticks_off()
+        axis.set_xlabel(label)
+    axes[0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_time(path: Path, rows: Sequence[Row], clock: str, name: str, device: str) -> None:
+    """Time against quality: one panel a measure, one point a row with its value `name`, joined in the order of time.
+
+    Args:
+        clock: "seconds", or "cpu_seconds".
+    """
+    figure, axes = _panels()
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        points = sorted((row for row in rows if row.get(measure) is not None), key=lambda row: row[clock])
+        axis.plot([row[clock] for row in points], [row[measure] for row in points], "o-", markersize=4)
+        for row in points:
+            place = (row[clock], row[measure])
+            axis.annotate(f"{name} {row[name]}", place, fontsize=8, xytext=(3, 3), textcoords="offset points")
+        axis.set_xscale("log")
+        axis.set_xlabel(f"{TITLES[clock]}, {device}", fontsize=8)
+    _save(figure, path)
+
+
+def plot_rows(path: Path, rows: Sequence[Row], labels: Sequence[str], measures: Sequence[str] = MEASURES) -> None:
+    """One panel a measure: a point with its interval for each row, the first row on top."""
+    figure, axes = _panels(measures, height=1.2 + 0.24 * len(rows))
+    for axis, measure in zip(axes, measures, strict=True):
+        for place, row in enumerate(rows):
+            if row.get(measure) is not None:
+                axis.plot(row[measure], place, "o", color="C0", markersize=4)
+            if row.get(f"{measure}_low") is not None:
+                axis.plot([row[f"{measure}_low"], row[f"{measure}_high"]], [place, place], color="C0", linewidth=1)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_yticks(range(len(rows)), labels if axis is axes[0] else [""] * len(rows), fontsize=8)
+    _save(figure, path)
+
+
+def _panels(measures: Sequence[str] = MEASURES, height: float = 3.4):
+    """A figure with one titled panel a measure, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(measures), figsize=(4 * len(measures), height), layout="constrained")
+    for axis, measure in zip(axes, measures, strict=True):
+        axis.set_title(TITLES[measure], fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.tick_params(labelsize=8)
+    return figure, axes
+
+
+def _save(figure, path: Path) -> None:
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)

@@ -1,0 +1,82 @@
+"""Trainings of an ablation: each is run once, in a folder named by everything it depends on, and resumes there."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from diffv2ir import bundle
+from diffv2ir.data import Example
+from diffv2ir.training.ablation.cells import digest, examples_hash, model_hash
+from diffv2ir.training.config import from_mapping
+from diffv2ir.training.phases import PhaseConfig, train_phase
+from diffv2ir.training.tiny import STYLES
+
+logger = logging.getLogger(__name__)
+
+# Which stage each stage of `train.tiny` starts from.
+_FOLLOWS = {
+    "phase1": "base",
+    "phase2-small": "phase1",
+    "phase2-edges": "phase2-small",
+    "phase2": "phase2-edges",
+    **{f"phase3-{style}": "phase2" for style in STYLES},
+}
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """What all trainings of an ablation share.
+
+    Attributes:
+        folder: of the trainings.
+        cache: captions, maps and latents.
+        vlum: folder with captioner, captioner_processor and segmenter, for starts that have none.
+        finished: a run of `train.tiny` whose results are taken where they are the same training; None = there is none.
+    """
+
+    folder: Path
+    cache: Path
+    vlum: Path
+    finished: Path | None = None
+
+    def result(self, name: str, config: PhaseConfig, examples: Sequence[Example], start: Path) -> Path:
+        """The result folder of training `config` from `start`; trained now if it is not there.
+
+        Raises:
+            DataError, TrainingError, ValueError: see `train_phase`.
+        """
+        if (known := self._finished(name, config, start)) is not None:
+            logger.info("%s: taken from %s", name, known)
+            return known
+        chosen = [example for example in examples if config.fits(example)]
+        key = digest([asdict(config), model_hash(start), bundle.content_hash(self.vlum), examples_hash(chosen)])
+        return train_phase(config, examples, start, self.folder / f"{name}-{key}", cache=self.cache, vlum=self.vlum)
+
+    def _finished(self, name: str, config: PhaseConfig, start: Path) -> Path | None:
+        """The finished run's result of this name, if configuration and start are the same."""
+        if self.finished is None or name not in _FOLLOWS:
+            return None
+        if start.resolve() != (self.finished / _FOLLOWS[name] / "result").resolve():
+            return None
+        stage = self.finished / name
+        history = stage / "history.json"
+        if not history.is_file() or not (stage / "result" / "model_index.json").is_file():
+            return None
+        stored = json.loads(history.read_text(encoding="utf-8"))["config"]
+        return stage / "result" if from_mapping(stored, PhaseConfig) == config else None
+
+
+def shrunk(config: PhaseConfig, factor: float) -> PhaseConfig:
+    """The phase with `factor` times the steps and warm-up.
+
+    Raises:
+        ValueError: the factor is not positive.
+    """
+    if factor <= 0:
+        raise ValueError(f"steps-factor must be greater than 0, got {factor}")
+    steps, warmup = (max(1, round(number * factor)) for number in (config.loop.steps, config.loop.warmup_steps))
+    return replace(config, loop=replace(config.loop, steps=steps, warmup_steps=warmup))
