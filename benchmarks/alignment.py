@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from diffv2ir.data import Example, read_examples
-from diffv2ir.data.alignment import THRESHOLD, WARPS, Warp, alignment, choose_threshold, warp_scores
+from diffv2ir.data.alignment import THRESHOLD, Warp, alignment, choose_threshold, warp_scores
 from diffv2ir.imaging import open_image
 
 CONSPICUOUS = 0.03
@@ -26,8 +26,8 @@ def report(scores: dict[Warp, list[float]], others: dict[str, list[float]]) -> s
     lines = [
         "# Where misalignment begins",
         "",
-        f"`python -m benchmarks.alignment`: {len(aligned)} training pairs of the sources that their authors aligned, as",
-        "they are and with the visible image moved by a known warp (in a random direction, mirrored at the frame).",
+        f"`python -m benchmarks.alignment`: {len(aligned)} training pairs of the sources that their authors aligned,",
+        "as they are and with the visible image moved by a known warp (in a random direction, mirrored at the frame).",
         "",
         "| warp of the visible image | 5 % | median | 95 % | below 0 | AUC against unmoved |",
         "| --- | --- | --- | --- | --- | --- |",

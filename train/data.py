@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffv2ir.bundle import resolve
 from diffv2ir.data import DataError, read_examples
+from diffv2ir.data.annotation_job import ENGINES, annotate
 from diffv2ir.data.audit import audit, write_sheet
 from diffv2ir.data.build import build
 from diffv2ir.data.cleaning import STAGES, CleaningConfig
@@ -52,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--json", type=Path, help="write the report and every leak here")
     two.add_argument("--sheet", type=Path, help="write a JPEG of up to 24 leaks here")
     two.add_argument("--workers", type=int, default=1, help="processes that read the images")
+    three = commands.add_parser("annotate", help="caption and segment the visible images of shards, resumably")
+    three.set_defaults(command=_annotate)
+    three.add_argument("data", type=Path, help="folder that `build` made")
+    three.add_argument("--bundle", required=True, help="whose captioner and segmenter: tiny, a folder, or a hub id")
+    three.add_argument("--workers", type=int, default=1, help="processes, or actors of Ray; a GPU each")
+    three.add_argument("--engine", choices=ENGINES, default="local", help="ray: on a cluster, through Ray Data")
     return parser
 
 
@@ -92,6 +100,12 @@ def _audit(options: argparse.Namespace) -> int:
     print(_table(report))
     print(f"{len(leaks)} pair(s) of near-duplicates lie across the split")
     return 1 if leaks else 0
+
+
+def _annotate(options: argparse.Namespace) -> int:
+    images = annotate(options.data, resolve(options.bundle), options.workers, options.engine)
+    print(f"{images:,} images annotated")
+    return 0
 
 
 def _table(report: dict) -> str:

@@ -113,15 +113,16 @@ def write_table(rows: Sequence[dict[str, Any]], columns: dict[str, str], path: P
     parquet.write_table(pa.Table.from_arrays(arrays, schema=schema), path)
 
 
-def read_table(path: Path, columns: dict[str, str]) -> list[dict[str, Any]]:
-    """The rows of a Parquet file.
+def read_table(path: Path, columns: dict[str, str], shard: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, all or those of one shard.
 
     Raises:
         DataError: it is no Parquet file, or lacks one of `columns`.
     """
     pa, parquet = _arrow()
     try:
-        table = parquet.ParquetFile(path).read()
+        filters = None if shard is None else [("shard", "=", shard)]
+        table = parquet.read_table(path, filters=filters, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error
     if missing := [name for name in columns if name not in table.column_names]:
@@ -153,9 +154,13 @@ def read_shards(folder: Path) -> list[Example]:
     return [_example(folder, row, made.get(row["id"])) for row in rows]
 
 
+def stored(folder: Path, row: dict[str, Any], role: str) -> TarMember | None:
+    """The image of a row of the manifest."""
+    return _member(folder / SHARDS / row["shard"], row, f"{role}_")
+
+
 def _example(folder: Path, row: dict[str, Any], made: dict[str, Any] | None) -> Example:
-    tar = folder / SHARDS / row["shard"]
-    files = {role: _member(tar, row, f"{role}_") for role in ROLES}
+    files = {role: stored(folder, row, role) for role in ROLES}
     if made:
         annotations = folder / ANNOTATIONS / row["shard"]
         files["segmentation"] = files["segmentation"] or _member(annotations, made, "")
