@@ -17,7 +17,7 @@ from diffv2ir.members import ImageFile
 
 _BORDER_SIDE = 256
 _BLACK, _LIT = 4, 20
-_WEDGE_LENGTH, _STRAIGHT = 0.4, 1.0  # of the side; pixels off a straight line
+_WEDGE_LENGTH, _STRAIGHT, _ON_LINE = 0.4, 1.5, 0.8  # share of the side; pixels off the line; share of the wedge
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,20 @@ def _wedge(gray: np.ndarray) -> int:
     black = gray <= _BLACK
     depth = np.where(black.all(axis=0), len(gray), black.argmin(axis=0))
     places = np.flatnonzero((depth > 0) & (depth < len(gray) // 2))  # deeper: the wedge of a neighbouring side
-    for _ in range(2):  # the second time without what lies off the line, as the corners do
-        if len(places) < _WEDGE_LENGTH * gray.shape[1]:
-            return 0
-        off = abs(depth[places] - np.polyval(np.polyfit(places, depth[places], 1), places))
-        places, straight = places[off <= 3], np.percentile(off, 90) <= _STRAIGHT
-    inside = gray[np.minimum(depth[places] + 3, len(gray) - 1), places] if len(places) else np.zeros(1)
+    if len(places) < _WEDGE_LENGTH * gray.shape[1]:
+        return 0
+    off = abs(depth[places] - _line(places, depth[places]))
+    places = places[off <= _STRAIGHT]
+    inside = gray[np.minimum(depth[places] + 3, len(gray) - 1), places]
+    straight = len(places) >= _ON_LINE * len(off)
     return int(depth[places].sum()) if straight and np.median(inside) >= _LIT else 0
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The line through most points, at `x`: median slope between points half the range apart; outliers do not count."""
+    half = len(x) // 2
+    slope = np.median((y[half:] - y[: len(y) - half]) / (x[half:] - x[: len(x) - half]))
+    return slope * x + np.median(y - slope * x)
 
 
 def _fitting(size: tuple[int, int]) -> tuple[int, int]:
