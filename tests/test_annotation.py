@@ -69,7 +69,7 @@ def test_several_workers_make_the_same(data, done, bundle_folder, capsys):
 def test_ray_makes_the_same(data, done, bundle_folder):
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         assert annotate(data, bundle_folder, workers=2, engine="ray") == 5
     finally:
