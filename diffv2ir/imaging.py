@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import struct
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from diffv2ir.members import TarMember
 from diffv2ir.settings import RESOLUTION_RULES
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 # Of a photo that is opened. Pillow's own limit, beyond which it refuses, is twice its warning at 89 million.
 _max_pixels = 178_956_970
 
-ImageSource = Image.Image | np.ndarray | str | os.PathLike
+ImageSource = Image.Image | np.ndarray | str | os.PathLike | TarMember
 
 
 class ImageError(ValueError):
@@ -48,8 +50,8 @@ def open_image(source: ImageSource) -> Image.Image:
     """Any image as 8-bit RGB, upright (EXIF orientation applied).
 
     Args:
-        source: a path, a PIL image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8, uint16 or float in
-            [0, 1]. Transparency is laid on white; 16-bit images are scaled to 8 bit.
+        source: a path, a file in a tar, a PIL image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8,
+            uint16 or float in [0, 1]. Transparency is laid on white; 16-bit images are scaled to 8 bit.
 
     Raises:
         ImageError: missing, unreadable, damaged or far too large file; wrong shape, type or range of an array.
@@ -58,13 +60,14 @@ def open_image(source: ImageSource) -> Image.Image:
         return _from_array(source)
     if isinstance(source, Image.Image):
         return _upright_rgb(source, "image")
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike, TarMember)):
         raise ImageError(f"expected an image, an array or a path, got {type(source).__name__}")
-    path = Path(source)
+    path = source if isinstance(source, TarMember) else Path(source)
     try:
         if not path.is_file():
-            raise ImageError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
-        with Image.open(path) as image:
+            is_folder = isinstance(path, Path) and path.is_dir()
+            raise ImageError(f"{path}: {'is a folder' if is_folder else 'there is no such file'}")
+        with Image.open(io.BytesIO(path.read_bytes()) if isinstance(path, TarMember) else path) as image:
             if image.width * image.height > _max_pixels:
                 raise ImageError(
                     f"{path}: has {image.width}x{image.height} pixels, more than the {_max_pixels:,} that are allowed; "

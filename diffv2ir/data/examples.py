@@ -1,6 +1,7 @@
-"""A dataset is a folder: either with a `manifest.jsonl`, or with `rgb/ ir/ [seg/]` folders of equal file names.
+"""A dataset is a folder: with a `manifest.jsonl`, or `rgb/ ir/ [seg/]` of equal file names, or shards (`shards`).
 
-The second layout is that of the paper's released IR-500K data (captions in `captions.json` when present).
+The second layout is that of the paper's released IR-500K data (captions in `captions.json` when present). Shards are
+what `python -m train.data build` makes.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffv2ir.imaging import ImageError, open_image
+from diffv2ir.members import ImageFile
 
 KINDS = ("pairs", "crops", "infrared")
+ROLES = ("visible", "infrared", "segmentation")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _MAX_LISTED = 20
 
@@ -24,17 +27,18 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """One scene. `visible` is RGB, `infrared` is gray; either may be None, never both."""
+    """One scene. `visible` is RGB, `infrared` is gray; either may be None, never both. `band`: "LWIR", ... or ""."""
 
     id: str
     kind: str
     source: str
     scene: str
     split: str
-    visible: Path | None
-    infrared: Path | None
-    segmentation: Path | None = None
+    visible: ImageFile | None
+    infrared: ImageFile | None
+    segmentation: ImageFile | None = None
     caption: str | None = None
+    band: str = ""
 
 
 def read_examples(
@@ -51,10 +55,17 @@ def read_examples(
     folder = Path(folder)
     if (folder / "manifest.jsonl").is_file():
         examples = _read_manifest(folder)
+    elif (folder / "manifest.parquet").is_file():
+        from diffv2ir.data.shards import read_shards  # here: it is made of this module's parts
+
+        examples = read_shards(folder)
     elif (folder / "ir").is_dir():
         examples = _read_folders(folder)
     else:
-        raise DataError(f"{folder} is not a dataset: expected a manifest.jsonl, or folders rgb/ and ir/ of equal names")
+        raise DataError(
+            f"{folder} is not a dataset: expected a manifest.jsonl, a manifest.parquet with shards/, or folders rgb/ "
+            "and ir/ of equal names"
+        )
     chosen = [
         example
         for example in examples
@@ -78,10 +89,7 @@ def _read_manifest(folder: Path) -> list[Example]:
             continue
         try:
             record = json.loads(line)
-            paths = {
-                key: folder / record[key] if record.get(key) else None
-                for key in ("visible", "infrared", "segmentation")
-            }
+            paths = {key: folder / record[key] if record.get(key) else None for key in ROLES}
             example = Example(
                 id=record["id"],
                 kind=record["kind"],
@@ -89,6 +97,7 @@ def _read_manifest(folder: Path) -> list[Example]:
                 scene=record.get("scene", record["id"]),
                 split=record["split"],
                 caption=record.get("caption"),
+                band=record.get("band", ""),
                 **paths,
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -147,7 +156,7 @@ def check_examples(examples: Iterable[Example]) -> None:
     problems = []
     for example in examples:
         sizes = {}
-        for role in ("visible", "infrared", "segmentation"):
+        for role in ROLES:
             path = getattr(example, role)
             if path is None:
                 continue

@@ -1,0 +1,117 @@
+"""A leakage audit: images of a split that look like images of another one, and how many a random split would have."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from diffv2ir.data.contact import contact_sheet
+from diffv2ir.data.examples import DataError, Example
+from diffv2ir.data.hashing import NEAR, near_pairs
+from diffv2ir.data.measure import Measures, measure_all
+
+HELD_OUT = "test"
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Two examples that look alike, in different splits; `held_out` is the one that is not trained on."""
+
+    held_out: Example
+    trained: Example
+    same_scene: bool
+
+
+def audit(examples: Sequence[Example], near: int = NEAR, workers: int = 1) -> tuple[list[Leak], dict[str, Any]]:
+    """Find leaks of a split, and count what a random split of the same examples would leak.
+
+    Returns:
+        The leaks by near-duplicates, and a report: for the split as it is, and for a random one with the same number
+        of held-out examples of each kind and source, how many held-out examples have a near-duplicate, or a frame of
+        their scene, among those trained on.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    jobs = [(example.visible, example.infrared or example.visible, 0) for example in examples]
+    measures = list(tqdm(measure_all(jobs, workers), desc="measuring", total=len(jobs), mininterval=5))
+    if broken := [m.error for m in measures if m.error]:
+        raise DataError(f"{len(broken)} image(s) cannot be read, such as {broken[0]}")
+    alike = near_pairs([m.hashes for m in measures], near)
+    report = {"examples": len(examples), "near_duplicates": len(alike), "bits": near,
+              "exact_copies": _exact_copies(measures),
+              "as_split": _count(examples, alike), "random_split": _count(random_split(examples), alike)}  # fmt: skip
+    return _leaks(examples, alike), report
+
+
+def random_split(examples: Sequence[Example], seed: int = 0) -> list[Example]:
+    """The same examples with as many held out of each kind and source, drawn without regard to scenes.
+
+    Where a source has no training example, and so is held out as a whole, it stays so.
+    """
+    generator = np.random.default_rng(seed)
+    groups = defaultdict(list)
+    for place, example in enumerate(examples):
+        groups[example.kind, example.source].append(place)
+    splits = [example.split for example in examples]
+    for places in groups.values():
+        for place, other in zip(places, generator.permutation(places), strict=True):
+            splits[place] = examples[other].split
+    return [replace(example, split=split) for example, split in zip(examples, splits, strict=True)]
+
+
+def write_sheet(leaks: Sequence[Leak], path: Path) -> None:
+    """Held-out example to the left, the one trained on to the right."""
+    cells = [
+        ((k.held_out.visible, k.held_out.infrared, k.trained.visible, k.trained.infrared),
+         f"{k.held_out.split} {k.held_out.id} | {k.trained.split} {k.trained.id}")
+        for k in leaks
+    ]  # fmt: skip
+    contact_sheet(cells, path, columns=2)
+
+
+def _leaks(examples: Sequence[Example], alike: Sequence[tuple[int, int]]) -> list[Leak]:
+    leaks = []
+    for first, second in alike:
+        one, other = examples[first], examples[second]
+        if one.split != other.split:
+            held_out, trained = (one, other) if one.split == HELD_OUT or other.split != HELD_OUT else (other, one)
+            leaks.append(Leak(held_out, trained, _scene(one) == _scene(other)))
+    return leaks
+
+
+def _scene(example: Example) -> tuple[str, str]:
+    return example.source, example.scene
+
+
+def _count(examples: Sequence[Example], alike: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Held-out examples, and how many of them leak, overall and per kind/source."""
+    near = set()
+    for first, second in alike:
+        for one, other in ((first, second), (second, first)):
+            if examples[one].split == HELD_OUT != examples[other].split:
+                near.add(one)
+    trained_scenes = {_scene(example) for example in examples if example.split != HELD_OUT}
+    held_out, copied, shared = Counter(), Counter(), Counter()
+    for place, example in enumerate(examples):
+        if example.split != HELD_OUT:
+            continue
+        for group in ("overall", f"{example.kind}/{example.source}"):
+            held_out[group] += 1
+            copied[group] += place in near
+            shared[group] += _scene(example) in trained_scenes
+    return {
+        group: {"held_out": held_out[group], "near_duplicates": copied[group], "same_scene": shared[group]}
+        for group in sorted(held_out, key=lambda name: (name != "overall", name))
+    }
+
+
+def _exact_copies(measures: Sequence[Measures]) -> int:
+    """Examples whose files are, byte by byte, those of an earlier one."""
+    return len(measures) - len({m.sha256 for m in measures})

@@ -1,0 +1,94 @@
+"""Cleaning as the paper asks for IR-500K (Sec. 4): stages that drop examples, count them, and keep some to show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from diffv2ir.data.alignment import THRESHOLD
+from diffv2ir.data.hashing import NEAR, near_pairs
+from diffv2ir.data.measure import Measures
+
+STAGES = ("unreadable", "unequal", "small", "constant", "border", "duplicate", "misaligned")
+
+
+@dataclass(frozen=True)
+class CleaningConfig:
+    """Where each stage begins to drop.
+
+    Attributes:
+        smallest: pixels of the shorter side. contrast: standard deviation of gray levels. black: share of black wedges.
+        near: bits of 256 by which both perceptual hashes may differ (`hashing`).
+        alignment: `alignment.alignment` below this is misaligned (`benchmarks/data/alignment.md`).
+        skip: names of stages that drop nothing.
+    """
+
+    smallest: int = 64
+    contrast: float = 3.0
+    black: float = 0.01
+    near: int = NEAR
+    alignment: float = THRESHOLD
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.skip) - set(STAGES[1:]):
+            raise ValueError(f"skip must be among {STAGES[1:]}, got {sorted(unknown)}")
+        if not 0 <= self.near < 256:
+            raise ValueError(f"near must lie in [0, 256), got {self.near}")
+
+
+DEFAULT = CleaningConfig()
+
+
+@dataclass
+class Cleaned:
+    """Places in the list of examples.
+
+    Attributes:
+        kept: what is left, in order. dropped: what each stage dropped.
+        copies: (a, b), a < b, that look alike; b was dropped if a was kept. Of all that reached that stage.
+    """
+
+    kept: list[int]
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+
+def clean(measures: Sequence[Measures], config: CleaningConfig = DEFAULT) -> Cleaned:
+    """Take the examples through the stages, one after the other; an example is counted where it is dropped."""
+    result = Cleaned(list(range(len(measures))))
+    for stage in STAGES:
+        if stage == "duplicate":
+            hashes = [measures[place].hashes for place in result.kept]
+            result.copies = [(result.kept[i], result.kept[j]) for i, j in near_pairs(hashes, config.near)]
+            bad = _later_copies(result.copies)
+        else:
+            bad = {place for place in result.kept if _is_bad(stage, measures[place], config)}
+        if stage in config.skip:
+            bad = set()
+        result.dropped[stage] = [place for place in result.kept if place in bad]
+        result.kept = [place for place in result.kept if place not in bad]
+    return result
+
+
+def _is_bad(stage: str, measures: Measures, config: CleaningConfig) -> bool:
+    if stage == "unreadable":
+        return bool(measures.error)
+    if stage == "unequal":
+        return len(set(measures.sizes)) > 1
+    if stage == "small":
+        return min(min(size) for size in measures.sizes) < config.smallest
+    if stage == "constant":
+        return measures.contrast < config.contrast
+    if stage == "border":
+        return measures.black >= config.black
+    return measures.alignment < config.alignment
+
+
+def _later_copies(copies: Sequence[tuple[int, int]]) -> set[int]:
+    """Of every group of copies, all that look like an earlier one that stays."""
+    dropped: set[int] = set()
+    for first, second in sorted(copies, key=lambda pair: (pair[1], pair[0])):
+        if first not in dropped:
+            dropped.add(second)
+    return dropped

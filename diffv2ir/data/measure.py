@@ -1,0 +1,116 @@
+"""What the cleaning stages judge an example by: everything that needs its pixels, found in one reading."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from diffv2ir.data.alignment import alignment
+from diffv2ir.data.hashing import difference_hash
+from diffv2ir.imaging import ImageError, open_image
+from diffv2ir.members import ImageFile
+
+_BORDER_SIDE = 256
+_BLACK, _LIT = 4, 20
+_WEDGE_LENGTH, _STRAIGHT, _ON_LINE = 0.4, 1.5, 0.8  # share of the side; pixels off the line; share of the wedge
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of one example. Where `error` says what cannot be read, the rest is empty.
+
+    Attributes:
+        sizes: (width, height) of the visible image, if any, and of the infrared one, less the source's border.
+        contrast: the smaller standard deviation of gray levels (of 255) of the two images.
+        black: the larger share of the two images that a warp left black (`black_border`).
+        hashes: `difference_hash` of the infrared image and of the visible one.
+        alignment: see `alignment.alignment`; 1 without a visible image.
+        sha256: of the bytes of the visible and of the infrared file; "" without a visible one.
+    """
+
+    error: str = ""
+    sizes: tuple[tuple[int, int], ...] = ()
+    contrast: float = 0.0
+    black: float = 0.0
+    hashes: tuple[bytes, bytes | None] = (b"", None)
+    alignment: float = 1.0
+    sha256: tuple[str, str] = ("", "")
+
+
+def measure(visible: ImageFile | None, infrared: ImageFile, border: int = 0) -> Measures:
+    """Read and measure one example; an unreadable file is an `error`, nothing is raised."""
+    try:
+        images = [cut_border(open_image(file), border) for file in (visible, infrared) if file]
+        digests = tuple(hashlib.sha256(file.read_bytes()).hexdigest() if file else "" for file in (visible, infrared))
+    except (ImageError, OSError) as error:
+        return Measures(error=str(error))
+    return Measures(
+        sizes=tuple(image.size for image in images),
+        contrast=min(float(np.asarray(image.convert("L"), dtype=np.float32).std()) for image in images),
+        black=max(black_border(image) for image in images),
+        hashes=(difference_hash(images[-1]), difference_hash(images[0]) if visible else None),
+        alignment=alignment(*images) if visible else 1.0,
+        sha256=digests,
+    )
+
+
+def measure_all(jobs: Sequence[tuple[ImageFile | None, ImageFile, int]], workers: int = 1) -> Iterator[Measures]:
+    """`measure` of every (visible, infrared, border), in order, by as many processes."""
+    if workers <= 1:
+        yield from (measure(*job) for job in jobs)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(measure, *zip(*jobs, strict=True), chunksize=16)
+
+
+def cut_border(image: Image.Image, border: int) -> Image.Image:
+    """The image less `border` pixels on every side.
+
+    Raises:
+        ImageError: nothing would be left.
+    """
+    if not border:
+        return image
+    if min(image.size) <= 2 * border:
+        raise ImageError(f"an image of {image.width}x{image.height} pixels has no border of {border} to cut off")
+    return image.crop((border, border, image.width - border, image.height - border))
+
+
+def black_border(image: Image.Image) -> float:
+    """Share of the image that a warp left black: wedges at the sides, with a straight edge to a lit picture.
+
+    A night sky is black at the frame too, but ends in an uneven line, or fades into what is lit.
+    """
+    gray = np.asarray(image.convert("RGB").resize(_fitting(image.size), Image.Resampling.NEAREST)).max(axis=-1)
+    return min(1.0, sum(_wedge(np.rot90(gray, turns)) for turns in range(4)) / gray.size)
+
+
+def _wedge(gray: np.ndarray) -> int:
+    """Pixels of the black wedge at the upper side of (H, W) uint8; 0 where there is none."""
+    black = gray <= _BLACK
+    depth = np.where(black.all(axis=0), len(gray), black.argmin(axis=0))
+    places = np.flatnonzero((depth > 0) & (depth < len(gray) // 2))  # deeper: the wedge of a neighbouring side
+    if len(places) < _WEDGE_LENGTH * gray.shape[1]:
+        return 0
+    off = abs(depth[places] - _line(places, depth[places]))
+    places = places[off <= _STRAIGHT]
+    inside = gray[np.minimum(depth[places] + 3, len(gray) - 1), places]
+    straight = len(places) >= _ON_LINE * len(off)
+    return int(depth[places].sum()) if straight and np.median(inside) >= _LIT else 0
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The line through most points, at `x`: median slope between points half the range apart; outliers do not count."""
+    half = len(x) // 2
+    slope = np.median((y[half:] - y[: len(y) - half]) / (x[half:] - x[: len(x) - half]))
+    return slope * x + np.median(y - slope * x)
+
+
+def _fitting(size: tuple[int, int]) -> tuple[int, int]:
+    scale = min(1.0, _BORDER_SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

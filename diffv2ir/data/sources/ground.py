@@ -1,0 +1,114 @@
+"""Data sets taken from the ground: roads, streets, a campus.
+
+Layouts marked "known" are those that the authors' repositories, or loaders that read their archives, show.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffv2ir.data.examples import DataError
+from diffv2ir.data.sources.base import Found, Source, block, folder, images, optional_folder, partners, subfolders
+
+
+def _m3fd(root: Path) -> Iterator[Found]:
+    for stem, visible, infrared in partners(folder(root, "Vis", "vi"), folder(root, "Ir")):
+        yield Found(stem, block(stem), infrared, visible)
+
+
+def _flir_adas(root: Path) -> Iterator[Found]:
+    """Infrared alone: the visible camera of the second edition sees a wider field and is not registered."""
+    for name in ("images_thermal_train", "images_thermal_val", "video_thermal_test"):
+        for path in images(folder(root, f"{name}/data")):
+            scene = re.sub(r"-frame-.*", "", path.stem)
+            yield Found(f"{name}/{path.stem}", scene, path, split="test" if name.endswith("test") else "train")
+
+
+def _flir_aligned(root: Path) -> Iterator[Found]:
+    place = folder(root, "JPEGImages")
+    splits = {}
+    for name, split in (("align_train.txt", "train"), ("align_validation.txt", "test")):
+        file = next((file for file in (root / name, place.parent / name) if file.is_file()), None)
+        if file is None:
+            raise DataError(f"{root} has no file {name}, which says how FLIR-aligned is split")
+        splits |= {re.sub(r"_PreviewData$", "", line.strip()): split for line in file.read_text().splitlines()}
+    for infrared in images(place):
+        if not infrared.stem.endswith("_PreviewData"):
+            continue
+        stem = infrared.stem.removesuffix("_PreviewData")
+        visible = place / f"{stem}_RGB.jpg"
+        if not visible.is_file():
+            raise DataError(f"{infrared} has no partner {visible.name}")
+        yield Found(stem, block(stem), infrared, visible, splits.get(stem))
+
+
+def _llvip(root: Path) -> Iterator[Found]:
+    for split in ("train", "test"):
+        for stem, visible, infrared in partners(folder(root, f"visible/{split}"), folder(root, f"infrared/{split}")):
+            yield Found(stem, stem[:2], infrared, visible, split)
+
+
+def _kaist(root: Path) -> Iterator[Found]:
+    for drive in subfolders(optional_folder(root, "images") or root, r"set\d\d"):
+        split = "train" if int(drive.name[3:]) < 6 else "test"
+        for video in subfolders(drive, r"V\d\d\d"):
+            for stem, visible, infrared in partners(folder(video, "visible"), folder(video, "lwir")):
+                yield Found(f"{drive.name}/{video.name}/{stem}", f"{drive.name}/{video.name}", infrared, visible, split)
+
+
+def _msrs(root: Path) -> Iterator[Found]:
+    for split in ("train", "test"):
+        for stem, visible, infrared in partners(folder(root, f"{split}/vi"), folder(root, f"{split}/ir")):
+            yield Found(stem, block(stem), infrared, visible, split)
+
+
+def _roadscene(root: Path) -> Iterator[Found]:
+    for stem, visible, infrared in partners(folder(root, "crop_LR_visible"), folder(root, "cropinfrared")):
+        yield Found(stem, block(stem), infrared, visible)
+
+
+GROUND = (
+    Source(
+        "m3fd", "M³FD", "LWIR", "4,200 aligned pairs of 1024x768: roads, campus, day, night, fog",
+        "research, not commercial", "github.com/JinyuanLiu-CV/TarDAL", "`Vis/ Ir/`, equal names",
+        "names of the folders as its users report them (TarDAL's own loader: `vi/ ir/`, read too); "
+        "the authors publish no scenes: 100 frames on end are one", _m3fd,
+    ),
+    Source(
+        "flir", "FLIR ADAS, second edition", "LWIR", "about 15,000 infrared frames of 640x512: driving",
+        "FLIR's own terms, research, not commercial", "adas-dataset-v2.flirconservator.com",
+        "`images_thermal_train/data/ images_thermal_val/data/ video_thermal_test/data/`",
+        "the archive's README; a file's name says its video, which is the scene. Its visible camera is not "
+        "registered with the infrared one, so it gives infrared alone; for pairs take FLIR-aligned", _flir_adas,
+    ),
+    Source(
+        "flir-aligned", "FLIR-aligned", "LWIR", "5,142 pairs of 640x512 warped onto each other: driving",
+        "as FLIR ADAS", "its authors (Zhang et al., cyclic fuse-and-refine blocks, ICIP 2020)",
+        "`JPEGImages/` with `*_RGB.jpg *_PreviewData.jpeg`, `align_train.txt align_validation.txt`",
+        "known; the visible images have black borders where the warp left them", _flir_aligned,
+    ),
+    Source(
+        "llvip", "LLVIP", "LWIR", "15,488 aligned pairs of 1280x1024: streets at night, fixed cameras",
+        "not commercial, no identification of persons, cite", "github.com/bupt-ai-cz/LLVIP",
+        "`visible/{train,test}/ infrared/{train,test}/`, equal names",
+        "known; the first two digits of a name are taken to be the camera's place (26 of them)", _llvip,
+    ),
+    Source(
+        "kaist", "KAIST Multispectral Pedestrian", "LWIR", "95,328 aligned pairs of 640x512: driving, day and night",
+        "research, not commercial", "github.com/SoonminHwang/rgbt-ped-detection",
+        "`[images/]setNN/VNNN/{visible,lwir}/`, equal names",
+        "known; sets 00 to 05 are the authors' training part, 06 to 11 their test", _kaist,
+    ),
+    Source(
+        "msrs", "MSRS", "LWIR", "1,444 aligned pairs of 640x480: driving, day and night; infrared enhanced",
+        "research (made of MFNet's images)", "github.com/Linfeng-Tang/MSRS",
+        "`{train,test}/{vi,ir}/`, equal names", "the authors' repository; D or N ends a name by day or night", _msrs,
+    ),
+    Source(
+        "roadscene", "RoadScene", "LWIR", "221 aligned pairs cut from FLIR ADAS: roads, day and night",
+        "as FLIR ADAS", "github.com/hanna-xu/RoadScene", "`crop_LR_visible/ cropinfrared/`, equal names",
+        "the authors' repository (`crop_HR_visible/` is not aligned and is not read)", _roadscene,
+    ),
+)  # fmt: skip

@@ -1,0 +1,93 @@
+"""Infrared without visible partners, and folders that are pairs already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffv2ir.data.examples import IMAGE_SUFFIXES, DataError, read_examples
+from diffv2ir.data.sources.base import Found, Source, block, folder, images, optional_folder, partners, subfolders
+
+
+def _lsotb_tir(root: Path) -> Iterator[Found]:
+    """The training part, the evaluation part, or both: they are separate downloads."""
+    training, evaluation = optional_folder(root, "TrainingData"), optional_folder(root, "sequences")
+    if training is None and evaluation is None:
+        folder(root, "TrainingData", "sequences")  # raises, and says what is there
+    for part in subfolders(training, r"TIR_training_\d+") if training else ():
+        for sequence in subfolders(part, r"(?!\.).+"):
+            for path in images(sequence):
+                name = f"{part.name}/{sequence.name}"
+                yield Found(f"{name}/{path.stem}", name, path, split="train")
+    for sequence in subfolders(evaluation, r"(?!\.).+") if evaluation else ():
+        for path in images(folder(sequence, "img")):
+            yield Found(f"{sequence.name}/{path.stem}", sequence.name, path, split="test")
+
+
+def _raytron(root: Path) -> Iterator[Found]:
+    files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise DataError(f"{root} holds no image, in no folder")
+    for path in files:
+        name = path.relative_to(root).with_suffix("").as_posix()
+        yield Found(name, name if "/" not in name else f"{Path(name).parent.as_posix()}/{block(path.stem)}", path)
+
+
+def _ir500k(root: Path) -> Iterator[Found]:
+    infrared, visible = folder(root, "ir"), optional_folder(root, "rgb")
+    maps = {path.stem: path for path in images(maps)} if (maps := optional_folder(root, "seg")) else {}
+    found = list(partners(visible, infrared)) if visible else [(p.stem, None, p) for p in images(infrared)]
+    listed = _seeds(root / "seeds.json")
+    if missing := sorted(listed - {stem for stem, _, _ in found}):
+        raise DataError(
+            f"{root / 'seeds.json'} names {len(missing)} image(s) that ir/ lacks: {', '.join(missing[:10])}"
+        )
+    for stem, first, second in found:
+        if not listed or stem in listed:
+            yield Found(stem, block(stem), second, first, "train", maps.get(stem))
+
+
+def _seeds(file: Path) -> set[str]:
+    """The names in `seeds.json`: strings, or pairs of a name and a list of seeds as in InstructPix2Pix."""
+    if not file.is_file():
+        raise DataError(f"{file.parent} has no file seeds.json, which lists the examples of an IR-500K folder")
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        return {Path(entry if isinstance(entry, str) else entry[0]).stem for entry in entries}
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise DataError(f"{file} is no list of names, or of names with seeds: {error}") from error
+
+
+def _folder(root: Path) -> Iterator[Found]:
+    for example in read_examples(root):
+        yield Found(
+            example.id, example.scene, example.infrared, example.visible, example.split, example.segmentation,
+            example.caption, example.kind, example.source, example.band or None,
+        )  # fmt: skip
+
+
+INFRARED = (
+    Source(
+        "lsotb-tir", "LSOTB-TIR", "LWIR", "1,400 sequences, 600,000 infrared frames: tracking, 47 kinds of objects",
+        "research", "github.com/QiaoLiuHit/LSOTB-TIR",
+        "`TrainingData/TIR_training_NNN/SEQUENCE/ sequences/SEQUENCE/img/`",
+        "known for the training part; assumed for the evaluation part, after the toolkit of the authors", _lsotb_tir,
+    ),
+    Source(
+        "raytron", "Raytron's open platform", "LWIR", "infrared images of several collections: roads, sea, air",
+        "Raytron's terms, after registration", "openai.raytrontek.com", "any tree of images",
+        "assumed: its collections differ; a folder, in blocks of 100 numbers, is a scene", _raytron,
+    ),
+    Source(
+        "ir500k", "IR-500K", "mixed", "the paper's released data: infrared, with `rgb/` where paired",
+        "those of the sets it was made of", "huggingface.co/datasets/Lidong26/IR-500K",
+        "`ir/ [rgb/] [seg/] seeds.json`, equal names",
+        "the README of its code. What `seeds.json` holds is assumed: names, or InstructPix2Pix's [name, seeds]. "
+        "No scenes are published: 100 names on end are one", _ir500k,
+    ),
+    Source(
+        "folder", "A folder of this project", "", "whatever `manifest.jsonl` or `rgb/ ir/ [seg/]` says", "yours",
+        "-", "`manifest.jsonl`, or `ir/ [rgb/] [seg/]`", "it is this project's own", _folder,
+    ),
+)  # fmt: skip

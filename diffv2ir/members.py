@@ -1,0 +1,42 @@
+"""Files that lie inside a tar archive, read by their place in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """One file in an uncompressed tar: `size` bytes of `tar` from `offset` on. Stands in for a `Path` to read.
+
+    Several processes may read one archive at once: every reading opens it anew.
+    """
+
+    tar: Path
+    name: str
+    offset: int
+    size: int
+
+    def read_bytes(self) -> bytes:
+        """The file's content.
+
+        Raises:
+            OSError: the archive is not there, or shorter than the member's place in it.
+        """
+        with self.tar.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) != self.size:
+            raise OSError(f"{self.tar} ends before {self.name}: {len(content)} of {self.size} bytes")
+        return content
+
+    def is_file(self) -> bool:
+        """Whether the archive reaches to the end of this member."""
+        return self.tar.is_file() and self.tar.stat().st_size >= self.offset + self.size
+
+    def __str__(self) -> str:
+        return f"{self.tar}:{self.name}"
+
+
+ImageFile = Path | TarMember

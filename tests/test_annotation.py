@@ -1,0 +1,174 @@
+"""Captions and maps over shards: resumable, the same by one worker or several, never two at one shard."""
+
+import fcntl
+import importlib.util
+import json
+import shutil
+
+import pytest
+from make_data import make_manifest_dataset
+
+from diffv2ir.data import DataError, annotation_job, check_examples, read_examples
+from diffv2ir.data import annotate as annotate_module
+from diffv2ir.data.annotate import Annotator, annotate_shard, model_name
+from diffv2ir.data.annotation_job import annotate
+from diffv2ir.data.build import build
+from diffv2ir.data.cleaning import CleaningConfig
+from diffv2ir.imaging import open_image
+from diffv2ir.vlum import caption_images, segmentation_map
+from train.data import main
+
+SHARDS = ("00000", "00001", "00002")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Three shards of two examples: 5 pairs, the first without a caption, and one infrared image."""
+    root = tmp_path_factory.mktemp("plain")
+    source = make_manifest_dataset(root / "source", pairs=5, infrared=1)
+    build([("folder", source)], root / "data", CleaningConfig(8, skip=("duplicate", "misaligned")), shard_length=2)
+    return root / "data"
+
+
+@pytest.fixture
+def data(plain, tmp_path):
+    return shutil.copytree(plain, tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def done(plain, bundle_folder, tmp_path_factory):
+    """The shards annotated in this process."""
+    folder = shutil.copytree(plain, tmp_path_factory.mktemp("done") / "data")
+    assert annotate(folder, bundle_folder) == 5
+    return folder
+
+
+def annotations(folder):
+    return {path.name: path.read_bytes() for path in (folder / "annotations").iterdir() if path.is_file()}
+
+
+def test_examples_get_captions_and_maps(plain, done, pipe):
+    before, after = ({e.id: e for e in read_examples(folder)} for folder in (plain, done))
+    photo = open_image(after["scene0"].visible)
+    assert before["scene0"].caption is None
+    assert [after["scene0"].caption] == caption_images(pipe.captioner, pipe.captioner_processor, [photo])
+    expected = segmentation_map(pipe.segmenter.masks(photo), photo.size, "regions")
+    assert open_image(after["scene0"].segmentation).tobytes() == expected.convert("RGB").tobytes()
+    assert after["scene1"].caption == before["scene1"].caption  # the data's own
+    assert after["scene5"].segmentation is None and after["scene5"].visible is None
+    check_examples(after.values())
+
+
+def test_several_workers_make_the_same(data, done, bundle_folder, capsys):
+    assert main(["annotate", str(data), "--bundle", str(bundle_folder), "--workers", "2"]) == 0
+    assert annotations(data) == annotations(done)
+    assert "3/3 shards, 5 images" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray Data is an optional extra")
+def test_ray_makes_the_same(data, done, bundle_folder):
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        assert annotate(data, bundle_folder, workers=2, engine="ray") == 5
+    finally:
+        ray.shutdown()
+    assert annotations(data) == annotations(done)
+
+
+def test_without_ray_the_extra_is_named(data, bundle_folder, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(DataError, match=r"pip install .*ray\[data\]"):
+        annotate(data, bundle_folder, engine="ray")
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_redoes_one_shard_at_most(data, done, bundle_folder, monkeypatch):
+    seen = []
+    original = Annotator.__call__
+
+    def dying(self, images):
+        seen.append(len(images))
+        if len(seen) == 2:
+            raise Killed
+        yield from original(self, images)
+
+    monkeypatch.setattr(Annotator, "__call__", dying)
+    with pytest.raises(Killed):
+        annotate(data, bundle_folder)
+    finished = {name for name in annotations(data) if not name.startswith(".")}
+    assert finished == {"00000.tar", "00000.parquet"}
+    first = (data / "annotations" / "00000.tar").stat().st_mtime_ns
+    monkeypatch.setattr(Annotator, "__call__", original)
+    assert annotate(data, bundle_folder) == 3
+    assert (data / "annotations" / "00000.tar").stat().st_mtime_ns == first
+    assert annotations(data) == annotations(done)
+    monkeypatch.setattr(annotation_job, "Annotator", None)  # nothing to do: no model is loaded
+    assert annotate(data, bundle_folder) == 0
+
+
+def test_death_between_map_and_table_leaves_the_shard_undone(data, done, bundle_folder, monkeypatch):
+    original = annotate_module.write_table
+
+    def dying(rows, columns, path):
+        raise Killed
+
+    monkeypatch.setattr(annotate_module, "write_table", dying)
+    with pytest.raises(Killed):
+        annotate(data, bundle_folder)
+    monkeypatch.setattr(annotate_module, "write_table", original)
+    assert all(example.segmentation is None for example in read_examples(data))
+    assert annotate(data, bundle_folder) == 5
+    assert annotations(data) == annotations(done)
+
+
+def test_a_shard_that_another_worker_has_is_left_alone(data, bundle_folder):
+    (data / "annotations" / ".locks").mkdir(parents=True)
+    with (data / "annotations" / ".locks" / "00001.tar").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert annotate_shard(data, "00001.tar", Annotator(bundle_folder, "cpu")) is None
+        annotate(data, bundle_folder)
+        assert {name.split(".")[0] for name in annotations(data)} == {"00000", "00002"}
+    assert annotate(data, bundle_folder) == 2
+    assert {name.split(".")[0] for name in annotations(data)} == set(SHARDS)
+
+
+def test_a_shard_that_fails_is_tried_again_then_named(data, bundle_folder, monkeypatch):
+    original, failures = annotation_job.annotate_shard, []
+
+    def failing(folder, shard, annotator):
+        if shard == "00001.tar" and len(failures) < failing.times:
+            failures.append(shard)
+            raise OSError("the disk was busy")
+        return original(folder, shard, annotator)
+
+    monkeypatch.setattr(annotation_job, "annotate_shard", failing)
+    failing.times = 3
+    with pytest.raises(DataError, match=r"1 shard\(s\) failed.*\n.*00001.tar: OSError: the disk was busy"):
+        annotate(data, bundle_folder)
+    failures.clear()
+    failing.times = 2
+    assert annotate(data, bundle_folder) == 2
+
+
+def test_annotations_of_another_model_are_refused(done, bundle_folder, tmp_path):
+    other = shutil.copytree(bundle_folder, tmp_path / "other")
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps(index | {"map_style": "union"}))
+    assert model_name(other) != model_name(bundle_folder)
+    with pytest.raises(DataError, match="was made by another model"):
+        annotate(done, other)
+
+
+def test_what_cannot_annotate_is_named(data, bundle_folder, tmp_path, capsys):
+    shutil.copytree(bundle_folder / "captioner", tmp_path / "half" / "captioner")
+    assert main(["annotate", str(data), "--bundle", str(tmp_path / "half")]) == 1
+    assert "has no folder captioner_processor, segmenter" in capsys.readouterr().err
+    assert main(["annotate", str(tmp_path), "--bundle", str(bundle_folder)]) == 1
+    assert "make shards first" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="workers at least 1"):
+        annotate(data, bundle_folder, workers=0)

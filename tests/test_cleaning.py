@@ -1,0 +1,151 @@
+"""The measures behind the cleaning stages, and what each stage drops."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from make_data import draw_scene
+from PIL import Image, ImageFilter
+
+from diffv2ir.data.alignment import Warp, alignment, choose_threshold, warp, warp_scores
+from diffv2ir.data.cleaning import STAGES, CleaningConfig, clean
+from diffv2ir.data.hashing import BITS, difference_hash, near_pairs, nearest
+from diffv2ir.data.measure import Measures, black_border, measure
+from diffv2ir.data.splits import join_scenes, split_by_scene
+
+
+def textured(seed, size=(160, 120)):
+    """Visible and infrared of shapes whose edges coincide, with other brightness and own noise."""
+    generator = np.random.default_rng(seed)
+    regions = np.asarray(draw_scene(seed, size)[0].convert("L"), dtype=int) // 24
+    visible = generator.permutation(np.linspace(30, 230, 11))[regions]
+    infrared = generator.permutation(np.linspace(30, 230, 11))[regions]
+    noisy = [np.clip(values + generator.normal(0, 6, values.shape), 0, 255).astype(np.uint8)
+             for values in (visible, infrared)]  # fmt: skip
+    return Image.fromarray(noisy[0]).convert("RGB"), Image.fromarray(noisy[1])
+
+
+def test_alignment_tells_known_shifts():
+    scores = warp_scores((textured(seed) for seed in range(12)), [Warp(shift=0.01), Warp(shift=0.06)])
+    assert min(scores[Warp()]) > 0 and np.mean(scores[Warp(shift=0.01)]) > 0
+    assert max(scores[Warp(shift=0.06)]) < 0
+    threshold, lost, found = choose_threshold(scores[Warp()], scores[Warp(shift=0.06)])
+    assert max(scores[Warp(shift=0.06)]) < threshold < min(scores[Warp()]) and (lost, found) == (0, 1)
+
+
+def test_alignment_does_not_see_which_side_is_brighter():
+    visible, infrared = textured(3)
+    inverted = Image.eval(infrared, lambda value: 255 - value)
+    assert alignment(visible, inverted) == pytest.approx(alignment(visible, infrared), abs=0.02)
+    assert alignment(visible, Image.new("L", visible.size, 90)) == 0
+
+
+def test_threshold_of_overlapping_scores_makes_fewest_errors():
+    threshold, lost, found = choose_threshold([0.1, 0.4, 0.5, 0.6], [-0.3, -0.2, 0.0, 0.2])
+    assert (threshold, lost, found) == (pytest.approx(0.05), 0.0, 0.75)
+    with pytest.raises(ValueError, match="at least one"):
+        choose_threshold([], [1.0])
+
+
+def test_warp_moves_by_what_it_says():
+    image = Image.new("L", (100, 50))
+    image.putpixel((40, 20), 255)
+    moved = np.asarray(warp(image, Warp(shift=0.1), 0.0))
+    assert np.argwhere(moved == 255).tolist() == [[20, 50]]
+    assert str(Warp(shift=0.02, angle=2, scale=1.1)) == "shift 2.0%, turn 2°, scale 1.1"
+
+
+def test_black_wedges_are_found_and_skies_are_not():
+    photo = textured(1, (256, 200))[0]
+    turned = photo.rotate(3, resample=Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    turned.save(buffer, "JPEG", quality=90)
+    assert black_border(photo) == 0
+    assert black_border(Image.open(buffer)) > 0.02
+    pixels = np.array(photo)
+    heights = 40 + 15 * np.sin(np.arange(256) / 9)
+    pixels[np.arange(200)[:, None] < heights] = 0  # a night sky over trees
+    assert black_border(Image.fromarray(pixels)) == 0
+
+
+def test_hash_survives_another_size_and_compression_and_tells_scenes_apart():
+    images = [textured(seed)[0].filter(ImageFilter.GaussianBlur(2)) for seed in range(6)]
+    copies = []
+    for image in images:
+        buffer = io.BytesIO()
+        image.resize((100, 75)).save(buffer, "JPEG", quality=50)
+        copies.append(Image.open(buffer))
+    hashes = [difference_hash(image) for image in images]
+    assert nearest([difference_hash(copy) for copy in copies], hashes).max() <= 32
+    pairs = near_pairs([(value, value) for value in [*hashes, *map(difference_hash, copies)]])
+    assert pairs == [(k, k + 6) for k in range(6)]
+
+
+def bits(*on):
+    flags = np.zeros(BITS, dtype=np.uint8)
+    flags[list(on)] = 1
+    return np.packbits(flags).tobytes()
+
+
+def test_both_images_have_to_be_near_where_there_are_two():
+    same, far = bits(), bits(*range(100))
+    hashes = [(same, same), (same, far), (same, None), (far, None), (bits(*range(8)), bits(250))]
+    assert sorted(near_pairs(hashes, near=8)) == [(0, 2), (0, 4), (1, 2), (2, 4)]
+    assert near_pairs(hashes[:1] + hashes[4:], near=7) == []
+
+
+def test_stages_drop_what_they_name_and_count_it_once():
+    good = dict(sizes=((90, 70), (90, 70)), contrast=40.0, alignment=0.2)
+    apart = [bits(*range(40 * k, 40 * k + 40)) for k in range(4)]
+    measures = [
+        Measures(**good, hashes=(apart[0], apart[0])),
+        Measures(error="a.png: not an image"),
+        Measures(**good | {"sizes": ((90, 70), (80, 70))}),
+        Measures(**good | {"sizes": ((90, 63), (90, 63))}),
+        Measures(**good | {"contrast": 2.9}),
+        Measures(**good, black=0.01),
+        Measures(**good, hashes=(apart[0], apart[0])),
+        Measures(**good | {"alignment": -0.01}, hashes=(apart[1], apart[1])),
+        Measures(**good, hashes=(apart[2], apart[2])),
+    ]
+    cleaned = clean(measures)
+    assert cleaned.kept == [0, 8] and cleaned.copies == [(0, 6)]
+    assert cleaned.dropped == {stage: [place] for stage, place in zip(STAGES, range(1, 8), strict=True)}
+    assert clean(measures, CleaningConfig(skip=("misaligned", "duplicate"))).kept == [0, 6, 7, 8]
+    with pytest.raises(ValueError, match="skip must be among"):
+        CleaningConfig(skip=("unreadable",))
+
+
+def test_of_a_drifting_video_some_frames_stay():
+    frames = [Measures(sizes=((90, 70),), contrast=9.0, hashes=(bits(*range(12 * k)), None)) for k in range(10)]
+    cleaned = clean(frames, CleaningConfig(near=32))
+    assert cleaned.kept == [0, 3, 6, 9]
+
+
+def test_unreadable_file_and_border_are_measured(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no")
+    assert "not an image" in measure(None, tmp_path / "broken.png").error
+    textured(0, (90, 80))[1].save(tmp_path / "a.png")
+    assert measure(None, tmp_path / "a.png", 10).sizes == ((70, 60),)
+    assert "no border of 40" in measure(None, tmp_path / "a.png", 40).error
+
+
+def test_scenes_of_copies_are_joined():
+    scenes = ["c", "a", "b", "d", "a"]
+    assert join_scenes(scenes, [(0, 2), (2, 3)]) == ["b", "a", "b", "b", "a"]
+
+
+def test_split_keeps_scenes_whole_and_official_sides():
+    scenes = [f"s{k // 3}" for k in range(900)]
+    splits = split_by_scene(scenes, [None] * 900, 0.2)
+    by_scene = dict(zip(scenes, splits, strict=True))
+    assert splits == [by_scene[scene] for scene in scenes]
+    share = list(by_scene.values()).count("test") / 300
+    assert math.isclose(share, 0.2, abs_tol=0.07)
+    fewer = split_by_scene(scenes[30:60], [None] * 30, 0.2)
+    assert fewer == splits[30:60]
+    assert split_by_scene(["x", "x", "y"], ["test", "test", "train"], 0.0) == ["test", "test", "train"]
+    assert split_by_scene(["x", "x"], ["test", "train"], 0.0) == ["train", "train"]
+    with pytest.raises(ValueError, match="test_fraction"):
+        split_by_scene([], [], 1.0)

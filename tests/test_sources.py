@@ -1,0 +1,238 @@
+"""Every adapter on a miniature tree of its layout."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from make_data import draw_scene
+
+from diffv2ir.data import DataError
+from diffv2ir.data.sources import SOURCES, table
+from diffv2ir.data.sources.base import block
+from train.data import main
+
+# Files of each data set, and what of the first in order of name is expected: name, scene, split, visible, infrared.
+TREES = {
+    "m3fd": (
+        ["Vis/00000.png", "Ir/00000.png", "Vis/00123.png", "Ir/00123.png"],
+        ("00000", "0", None, "Vis/00000.png", "Ir/00000.png"),
+    ),
+    "flir": (
+        [
+            "images_thermal_train/data/video-A-frame-000000-x.jpg",
+            "images_thermal_val/data/video-B-frame-000007-y.jpg",
+            "video_thermal_test/data/video-C-frame-000000-z.jpg",
+            "images_rgb_train/data/video-A-frame-000000-w.jpg",
+        ],
+        (
+            "images_thermal_train/video-A-frame-000000-x",
+            "video-A",
+            "train",
+            None,
+            "images_thermal_train/data/video-A-frame-000000-x.jpg",
+        ),
+    ),
+    "flir-aligned": (
+        [
+            "JPEGImages/FLIR_00013_RGB.jpg",
+            "JPEGImages/FLIR_00013_PreviewData.jpeg",
+            "JPEGImages/FLIR_08913_RGB.jpg",
+            "JPEGImages/FLIR_08913_PreviewData.jpeg",
+        ],
+        ("FLIR_00013", "FLIR_0", "train", "JPEGImages/FLIR_00013_RGB.jpg", "JPEGImages/FLIR_00013_PreviewData.jpeg"),
+    ),
+    "llvip": (
+        [f"{kind}/{name}.jpg" for kind in ("visible", "infrared") for name in ("train/010001", "test/190002")],
+        ("010001", "01", "train", "visible/train/010001.jpg", "infrared/train/010001.jpg"),
+    ),
+    "kaist": (
+        [f"images/{place}/{band}/I00000.jpg" for place in ("set00/V000", "set06/V001") for band in ("visible", "lwir")],
+        (
+            "set00/V000/I00000",
+            "set00/V000",
+            "train",
+            "images/set00/V000/visible/I00000.jpg",
+            "images/set00/V000/lwir/I00000.jpg",
+        ),
+    ),
+    "msrs": (
+        [f"{name.format(k)}.png" for name in ("train/{}/00633D", "test/{}/00537N") for k in ("vi", "ir")],
+        ("00537N", "5N", "test", "test/vi/00537N.png", "test/ir/00537N.png"),
+    ),
+    "roadscene": (
+        ["crop_LR_visible/FLIR_05164.jpg", "cropinfrared/FLIR_05164.jpg", "crop_HR_visible/FLIR_05164.jpg"],
+        ("FLIR_05164", "FLIR_51", None, "crop_LR_visible/FLIR_05164.jpg", "cropinfrared/FLIR_05164.jpg"),
+    ),
+    "aviid": (
+        [f"AVIID-1/{kind}/{split}/7.png" for kind in ("visible", "infrared") for split in ("train", "test")],
+        (
+            "AVIID-1/test/7",
+            "AVIID-1/0",
+            "test",
+            "AVIID-1/visible/test/7.png",
+            "AVIID-1/infrared/test/7.png",
+        ),
+    ),
+    "dronevehicle": (
+        [f"{name}/{name}{kind}/00001.jpg" for name in ("train", "val", "test") for kind in ("img", "imgr")],
+        ("test/00001", "test/0", "test", "test/testimg/00001.jpg", "test/testimgr/00001.jpg"),
+    ),
+    "vtuav": (
+        [f"{part}/000000.jpg" for part in ("train_ST_001/bus_1/rgb", "train_ST_001/bus_1/ir",
+                                           "test_LT_002/car_9/rgb", "test_LT_002/car_9/ir")],
+        (
+            "test_LT_002/car_9/000000",
+            "car_9",
+            "test",
+            "test_LT_002/car_9/rgb/000000.jpg",
+            "test_LT_002/car_9/ir/000000.jpg",
+        ),
+    ),
+    "lsotb-tir": (
+        ["TrainingData/TIR_training_001/dog_1/00000001.jpg", "sequences/car_D_002/img/0001.jpg"],
+        (
+            "TIR_training_001/dog_1/00000001",
+            "TIR_training_001/dog_1",
+            "train",
+            None,
+            "TrainingData/TIR_training_001/dog_1/00000001.jpg",
+        ),
+    ),
+    "raytron": (
+        ["sea/ships/img_00231.png", "sea/boats.png"],
+        ("sea/boats", "sea/boats", None, None, "sea/boats.png"),
+    ),
+    "hit-uav": (
+        [f"normal_json/{split}/0_60_30_0_01614.jpg" for split in ("train", "val", "test")],
+        ("0_60_30_0_01614", "0_60_30_0_16", "test", None, "normal_json/test/0_60_30_0_01614.jpg"),
+    ),
+    "ir500k": (
+        [f"{kind}/{name}.png" for kind in ("rgb", "ir", "seg") for name in ("000000", "000001", "000002")],
+        ("000000", "0", "train", "rgb/000000.png", "ir/000000.png"),
+    ),
+    "folder": (
+        ["rgb/a.png", "ir/a.png"],
+        ("a", "a", "train", "rgb/a.png", "ir/a.png"),
+    ),
+}  # fmt: skip
+NEEDED = {
+    "m3fd": "Ir",
+    "flir": "images_thermal_val",
+    "flir-aligned": "JPEGImages",
+    "llvip": "infrared/test",
+    "kaist": "images/set00/V000/lwir",
+    "msrs": "test/ir",
+    "roadscene": "crop_LR_visible",
+    "aviid": "AVIID-1/infrared",
+    "dronevehicle": "val/valimgr",
+    "vtuav": "train_ST_001/bus_1/ir",
+    "lsotb-tir": "sequences/car_D_002/img",
+    "hit-uav": "normal_json/val",
+    "ir500k": "ir",
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Makes the tree of a data set, with an empty file for each image: adapters read no pixels."""
+
+    def make(key: str) -> Path:
+        for name in TREES[key][0]:
+            path = tmp_path / key / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        if key == "flir-aligned":
+            (tmp_path / key / "align_train.txt").write_text("FLIR_00013_PreviewData\n")
+            (tmp_path / key / "align_validation.txt").write_text("FLIR_08913_PreviewData\n")
+        if key == "ir500k":
+            (tmp_path / key / "seeds.json").write_text(json.dumps(["000000", ["000001", ["7"]]]))
+        return tmp_path / key
+
+    return make
+
+
+def test_every_source_has_a_tree():
+    assert TREES.keys() == SOURCES.keys()
+
+
+@pytest.mark.parametrize("key", TREES)
+def test_layout_is_read(key, tree):
+    root = tree(key)
+    found = sorted(SOURCES[key].find(root), key=lambda one: (one.name, str(one.infrared)))
+    first = found[0]
+    visible = first.visible.relative_to(root).as_posix() if first.visible else None
+    infrared = first.infrared.relative_to(root).as_posix()
+    assert (first.name, first.scene, first.split, visible, infrared) == TREES[key][1]
+    assert all(one.infrared.is_file() and (one.visible is None or one.visible.is_file()) for one in found)
+
+
+@pytest.mark.parametrize("key", NEEDED)
+def test_missing_folder_is_named(key, tree):
+    root = tree(key)
+    shutil.rmtree(root / NEEDED[key])
+    with pytest.raises(DataError, match=Path(NEEDED[key]).name):
+        list(SOURCES[key].find(root))
+
+
+def test_missing_partner_is_named(tree):
+    root = tree("m3fd")
+    (root / "Vis/00123.png").unlink()
+    with pytest.raises(DataError, match="1 image.*no partner.*00123"):
+        list(SOURCES["m3fd"].find(root))
+
+
+def test_a_set_that_holds_nothing_is_named(tmp_path):
+    for key, pattern in (
+        ("kaist", r"set"),
+        ("vtuav", r"train\|test"),
+        ("raytron", "no image"),
+        ("lsotb-tir", "nothing"),
+    ):
+        with pytest.raises(DataError, match=pattern):
+            list(SOURCES[key].find(tmp_path))
+
+
+def test_seeds_choose_the_examples_and_name_what_is_missing(tree):
+    root = tree("ir500k")
+    found = list(SOURCES["ir500k"].find(root))
+    assert [one.name for one in found] == ["000000", "000001"]
+    assert found[1].segmentation == root / "seg/000001.png"
+    (root / "seeds.json").write_text('["000000", "000009"]')
+    with pytest.raises(DataError, match="names 1 image.*000009"):
+        list(SOURCES["ir500k"].find(root))
+    (root / "seeds.json").write_text('[{"a": 1}]')
+    with pytest.raises(DataError, match="no list of names"):
+        list(SOURCES["ir500k"].find(root))
+
+
+def test_official_split_of_flir_aligned_needs_its_lists(tree):
+    root = tree("flir-aligned")
+    assert {one.name: one.split for one in SOURCES["flir-aligned"].find(root)} == {
+        "FLIR_00013": "train",
+        "FLIR_08913": "test",
+    }
+    (root / "align_validation.txt").unlink()
+    with pytest.raises(DataError, match="align_validation.txt"):
+        list(SOURCES["flir-aligned"].find(root))
+
+
+@pytest.mark.parametrize(
+    "stem, scene", [("00537D", "5D"), ("FLIR_05164", "FLIR_51"), ("0_60_30_0_01614", "0_60_30_0_16"), ("cat", "cat")]
+)
+def test_blocks_of_numbers(stem, scene):
+    assert block(stem) == scene
+
+
+def test_docs_hold_the_table_of_sources():
+    assert table() in (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+def test_command_names_what_is_wrong(tmp_path, capsys):
+    assert main(["build", "--source", "mfd=.", "--to", str(tmp_path / "out")]) == 1
+    assert "there is no source 'mfd'; known are m3fd" in capsys.readouterr().err
+    assert main(["build", "--source", f"m3fd={tmp_path}", "--to", str(tmp_path / "out")]) == 1
+    assert "has no folder Vis/ or vi/; there: nothing" in capsys.readouterr().err
+    draw_scene(0)[0].save(tmp_path / "a.png")
+    assert main(["build", "--source", f"raytron={tmp_path}", "--to", str(tmp_path)]) == 1
+    assert "not empty" in capsys.readouterr().err
