@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,11 @@ class TarMember:
     name: str
     offset: int
     size: int
+
+    @property
+    def stem(self) -> str:
+        """The member's name without folders and last ending, as that of a `Path`."""
+        return PurePosixPath(self.name).stem
 
     def read_bytes(self) -> bytes:
         """The file's content.

@@ -104,6 +104,10 @@ def test_member_of_a_tar_is_read_like_a_file(shards, tmp_path):
         TarMember(member.tar, "x", 0, 10**6).read_bytes()
 
 
+def test_a_member_is_named_like_a_file():
+    assert TarMember(Path("a.tar"), "scenes/0001.visible.webp", 0, 1).stem == "0001.visible"
+
+
 def test_names_too_long_for_a_tar_are_refused(tmp_path):
     with pytest.raises(DataError, match="cannot hold xxx"):
         write_shards([Entry({"id": "x" * 300}, {"infrared": (b"", ".png")})], tmp_path)
