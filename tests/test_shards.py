@@ -4,6 +4,7 @@ import json
 import shutil
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
