@@ -157,7 +157,8 @@ def _write(output: Path, splits: Sequence[Split], rows: list[report.Row], config
         f"Table 1 of the paper: the same recipe ({config.loop.steps} steps, batch {config.loop.batch_size}) on two "
         f"splits of the same images. {counts}. 95 % bootstrap intervals.",
         "The test parts hold equally many images of every camera, but not the same images: what the two methods that "
-        "learn nothing score says how far they differ in difficulty. The Fréchet distance is not FID.",
+        "learn nothing score says how far they differ in difficulty. Both start from the same folder: what that has "
+        "seen of the images, it has seen of both test parts. The Fréchet distance is not FID.",
     ]
     report.write_table(output, NAME, rows, ["split", "images", "method", "count", *report.MEASURES], text)
     labels = [f"{row['split']}, {row['method']}" + (f", {row['images']}" * (row["images"] != "all")) for row in rows]
