@@ -291,6 +291,37 @@ def test_compare_names_the_better_one(tmp_path, capsys):
     assert len(lines) == 4
 
 
+def test_compare_by_camera_and_with_a_baseline(tmp_path, capsys):
+    """Every measure that both have; smaller is better for some; where one image has none, it is left out."""
+    values = [("even", 0.5, 0.2, None), ("odd", 0.6, 0.4, 12.0), ("odd", 0.7, 0.4, 30.0)]
+    rows = {
+        f"scene{number}": {
+            "source": source,
+            "psnr": 10,
+            "ssim": 0.5,
+            "edge_f1": f1,
+            "lpips": lpips,
+            "person_error": person,
+        }
+        for number, (source, f1, lpips, person) in enumerate(values)
+    }
+    gray = {key: row | {"edge_f1": 0.6, "lpips": 0.3, "person_error": 20.0} for key, row in rows.items()}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": rows, "baseline_images": {"visible_gray": gray}}))
+    assert cli.main(["compare", str(path), f"{path}:visible_gray", "--json", str(tmp_path / "c.json")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["even"] * 4 + ["odd"] * 5 + ["all"] * 5  # even has nobody
+    by_name = {(line[0], line[2]): line for line in lines}
+    assert by_name["even", "lpips"][3:4] == ["-0.100"] and by_name["even", "lpips"][-3:] == "better on 100%".split()
+    assert by_name["odd", "lpips"][3:4] == ["+0.100"] and by_name["odd", "lpips"][-1] == "0%"
+    assert by_name["all", "edge_f1"][1] == "3" and by_name["all", "edge_f1"][-1] == "50%"
+    assert by_name["all", "person_error"][1:5] == ["2", "person_error", "+1.0", "levels"]
+    stored = json.loads((tmp_path / "c.json").read_text())["difference"]
+    assert stored["all"]["lpips"]["win_rate"] == pytest.approx(1 / 3) and stored["even"]["psnr"]["difference"] == 0
+    assert cli.main(["compare", str(path), f"{path}:constant"]) == 2
+    assert "a.json is not a file that evaluate --json wrote with constant" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": {"a": {"psnr": 1}}}'])
 def test_compare_refuses_other_files(content, tmp_path, capsys):
     (tmp_path / "a.json").write_text(content)

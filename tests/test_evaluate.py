@@ -41,6 +41,11 @@ def translations(_loaded, examples):
     return translate_examples(_loaded, examples, SETTINGS, batch_size=2)
 
 
+@pytest.fixture(scope="module")
+def report(translations):
+    return score(translations, SETTINGS)
+
+
 def test_translations(translations, examples):
     assert [translation.example for translation in translations] == examples
     for translation in translations:
@@ -65,8 +70,7 @@ def test_an_example_scores_the_same_among_others(pipe, examples, translations):
     assert np.array_equal(np.asarray(alone.infrared), np.asarray(translations[2].infrared))
 
 
-def test_scores_are_means_per_camera(translations):
-    report = score(translations, SETTINGS)
+def test_scores_are_means_per_camera(translations, report):
     assert list(report.model) == list(report.visible_gray) == list(report.constant) == ["even", "odd", OVERALL]
     assert [report.model[camera].count for camera in report.model] == [2, 1, 3]
     groups = {"even": [0, 2], "odd": [1], OVERALL: [0, 1, 2]}
@@ -90,8 +94,7 @@ def test_perfect_translations(translations):
     assert "inf" in report.table()
 
 
-def test_table_and_json(translations):
-    report = score(translations, SETTINGS)
+def test_table_and_json(report):
     pictures, tasks, note = report.table().split("\n\n")
     methods = ("model", "visible_gray", "constant")
     wanted = [(camera, method) for camera in ("even", "odd", OVERALL) for method in methods]
@@ -108,8 +111,7 @@ def test_table_and_json(translations):
     assert values["visible_gray"]["odd"]["count"] == 1 and "256 px" in values["protocol"]
 
 
-def test_intervals_hold_the_mean_and_images_are_kept(translations):
-    report = score(translations, SETTINGS)
+def test_intervals_hold_the_mean_and_images_are_kept(translations, report):
     names = ["psnr", "ssim", "edge_f1"]
     names += ["perceptual_efficientnet_lite0", "kernel_efficientnet_lite0"] if has_frechet_weights() else []
     for camera, value in report.model.items():
@@ -163,9 +165,8 @@ def test_people_are_counted(translations):
     assert [line.split()[:3] for line in people[1:3]] == [["odd", "1", "real"], ["odd", "1", "model"]]
 
 
-def test_the_constant_is_the_mean_of_its_camera(translations):
+def test_the_constant_is_the_mean_of_its_camera(translations, report):
     groups = {"even": [0, 2], "odd": [1]}
-    report = score(translations, SETTINGS)
     for camera, rows in groups.items():
         real = [np.asarray(translations[row].real) for row in rows]
         level = np.full_like(real[0], round(np.mean(real)))
@@ -181,8 +182,8 @@ def test_conditions_can_be_left_out(pipe, examples, translations):
     assert not np.array_equal(np.asarray(one.infrared), np.asarray(translations[1].infrared))
 
 
-def test_evaluate_is_translate_and_score(pipe, examples, translations):
-    assert evaluate(pipe, examples, SETTINGS, batch_size=4).to_dict() == score(translations, SETTINGS).to_dict()
+def test_evaluate_is_translate_and_score(pipe, examples, report):
+    assert evaluate(pipe, examples, SETTINGS, batch_size=4).to_dict() == report.to_dict()
 
 
 def test_defaults_are_the_bundles_with_seed_zero(pipe, examples, monkeypatch):
