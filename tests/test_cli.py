@@ -8,7 +8,7 @@ import pytest
 from make_data import make_manifest_dataset
 from PIL import Image
 
-from diffv2ir import cli
+from diffv2ir import cli, cli_evaluate
 from diffv2ir.metadata import restore
 
 QUICK = ["--steps", "1", "--sampler", "ddim", "--seed", "5"]
@@ -23,7 +23,8 @@ def _bundle(bundle_folder, monkeypatch):
 @pytest.fixture
 def loaded(pipe, monkeypatch):
     """Spares the tests of everything but loading the seconds it takes."""
-    monkeypatch.setattr(cli, "load_pipeline", lambda options: pipe)
+    for module in (cli, cli_evaluate):
+        monkeypatch.setattr(module, "load_pipeline", lambda options: pipe)
     return pipe
 
 
@@ -234,7 +235,7 @@ def test_evaluate(loaded, data, tmp_path, capsys):
     places = ["--json", tmp_path / "new" / "scores.json", "--sheet", tmp_path / "sheet.png"]
     assert evaluate(data, "--split", "train", "--limit", 2, *places) == 0
     printed = capsys.readouterr().out
-    lines = [line for line in printed.splitlines() if " model " in line]
+    lines = [line for line in printed.split("\n\n")[0].splitlines() if " model " in line]
     assert [line.split()[:2] for line in lines] == [["even", "1"], ["odd", "1"], ["all", "2"]]
     record = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert (record["bundle"], record["split"], record["kind"]) == ("tiny", "train", "pairs")
@@ -246,7 +247,7 @@ def test_evaluate(loaded, data, tmp_path, capsys):
 
 def test_evaluate_one_camera(loaded, data, capsys):
     assert evaluate(data, "--split", "train", "--source", "odd", "--limit", 1) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if " model " in line]
+    lines = [line for line in capsys.readouterr().out.split("\n\n")[0].splitlines() if " model " in line]
     assert [line.split()[:2] for line in lines] == [["odd", "1"], ["all", "1"]]
 
 
@@ -268,7 +269,7 @@ def test_wrong_evaluations_end_with_2(loaded, data, capsys, flags, message, tmp_
 
 
 def test_evaluation_checks_its_results_place_first(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "load_pipeline", lambda options: pytest.fail("loaded before the check"))
+    monkeypatch.setattr(cli_evaluate, "load_pipeline", lambda options: pytest.fail("loaded before the check"))
     (tmp_path / "file").write_text("")
     assert evaluate(data, "--json", tmp_path / "file" / "scores.json") == 2
     assert "scores.json cannot be written" in capsys.readouterr().err
@@ -285,8 +286,40 @@ def test_compare_names_the_better_one(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "5 images of 6 and 5" in lines[0]
-    assert lines[1] == "PSNR: +1.000 dB (95 %: +1.000 to +1.000), better on 100% of the images"
-    assert lines[2] == "SSIM: +0.000 (95 %: +0.000 to +0.000), better on 50% of the images"
+    assert lines[2].split() == "all 5 psnr +1.00 dB +1.00 to +1.00 better on 100%".split()
+    assert lines[3].split() == "all 5 ssim +0.000 +0.000 to +0.000 better on 50%".split()
+    assert len(lines) == 4
+
+
+def test_compare_by_camera_and_with_a_baseline(tmp_path, capsys):
+    """Every measure that both have; smaller is better for some; where one image has none, it is left out."""
+    values = [("even", 0.5, 0.2, None), ("odd", 0.6, 0.4, 12.0), ("odd", 0.7, 0.4, 30.0)]
+    rows = {
+        f"scene{number}": {
+            "source": source,
+            "psnr": 10,
+            "ssim": 0.5,
+            "edge_f1": f1,
+            "lpips": lpips,
+            "person_error": person,
+        }
+        for number, (source, f1, lpips, person) in enumerate(values)
+    }
+    gray = {key: row | {"edge_f1": 0.6, "lpips": 0.3, "person_error": 20.0} for key, row in rows.items()}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": rows, "baseline_images": {"visible_gray": gray}}))
+    assert cli.main(["compare", str(path), f"{path}:visible_gray", "--json", str(tmp_path / "c.json")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["even"] * 4 + ["odd"] * 5 + ["all"] * 5  # even has nobody
+    by_name = {(line[0], line[2]): line for line in lines}
+    assert by_name["even", "lpips"][3:4] == ["-0.100"] and by_name["even", "lpips"][-3:] == "better on 100%".split()
+    assert by_name["odd", "lpips"][3:4] == ["+0.100"] and by_name["odd", "lpips"][-1] == "0%"
+    assert by_name["all", "edge_f1"][1] == "3" and by_name["all", "edge_f1"][-1] == "50%"
+    assert by_name["all", "person_error"][1:5] == ["2", "person_error", "+1.0", "levels"]
+    stored = json.loads((tmp_path / "c.json").read_text())["difference"]
+    assert stored["all"]["lpips"]["win_rate"] == pytest.approx(1 / 3) and stored["even"]["psnr"]["difference"] == 0
+    assert cli.main(["compare", str(path), f"{path}:constant"]) == 2
+    assert "a.json is not a file that evaluate --json wrote with constant" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": {"a": {"psnr": 1}}}'])

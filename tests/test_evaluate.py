@@ -7,9 +7,10 @@ import statistics
 import numpy as np
 import pytest
 from make_data import make_manifest_dataset
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from diffv2ir.data import read_examples
+from diffv2ir.efficientnet import has_frechet_weights
 from diffv2ir.evaluate import (
     EVALUATION_SIZE,
     OVERALL,
@@ -21,7 +22,7 @@ from diffv2ir.evaluate import (
     spread,
     translate_examples,
 )
-from diffv2ir.metrics import has_frechet_weights, psnr, ssim
+from diffv2ir.metrics import psnr, ssim
 from diffv2ir.settings import MAX_SEED, GenerationSettings
 
 SETTINGS = GenerationSettings(steps=1, resolution=64, sampler="ddim", seed=3)
@@ -38,6 +39,11 @@ def examples(tmp_path_factory):
 def translations(_loaded, examples):
     _loaded.set_style("general")
     return translate_examples(_loaded, examples, SETTINGS, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def report(translations):
+    return score(translations, SETTINGS)
 
 
 def test_translations(translations, examples):
@@ -64,8 +70,7 @@ def test_an_example_scores_the_same_among_others(pipe, examples, translations):
     assert np.array_equal(np.asarray(alone.infrared), np.asarray(translations[2].infrared))
 
 
-def test_scores_are_means_per_camera(translations):
-    report = score(translations, SETTINGS)
+def test_scores_are_means_per_camera(translations, report):
     assert list(report.model) == list(report.visible_gray) == list(report.constant) == ["even", "odd", OVERALL]
     assert [report.model[camera].count for camera in report.model] == [2, 1, 3]
     groups = {"even": [0, 2], "odd": [1], OVERALL: [0, 1, 2]}
@@ -89,35 +94,79 @@ def test_perfect_translations(translations):
     assert "inf" in report.table()
 
 
-def test_table_and_json(translations):
-    report = score(translations, SETTINGS)
-    lines = report.table().splitlines()
+def test_table_and_json(report):
+    pictures, tasks, note = report.table().split("\n\n")
     methods = ("model", "visible_gray", "constant")
     wanted = [(camera, method) for camera in ("even", "odd", OVERALL) for method in methods]
-    assert [(line.split()[0], line.split()[2]) for line in lines[1:-1]] == wanted
+    lines = pictures.splitlines()
+    assert [(line.split()[0], line.split()[2]) for line in lines[1:]] == wanted
     overall = report.model[OVERALL]
-    assert lines[-4].split()[1:4] == ["3", "model", f"{overall.psnr:.2f}"]
-    assert f"{overall.ssim:.3f}" in lines[-4] and f"{overall.psnr_interval[0]:.2f} to" in lines[-4]
-    assert "not comparable with FID" in lines[-1]
+    assert lines[-3].split()[1:4] == ["3", "model", f"{overall.psnr:.2f}"]
+    assert f"{overall.ssim:.3f}" in lines[-3] and f"({overall.intervals['psnr'][0]:.2f} to" in lines[-3]
+    assert [line.split()[2] for line in tasks.splitlines()[1:5]] == ["real", *methods]
+    assert "not comparable with FID" in note
     values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert GenerationSettings.from_dict(values["settings"]) == SETTINGS
     assert values["model"]["even"]["psnr"] == report.model["even"].psnr
     assert values["visible_gray"]["odd"]["count"] == 1 and "256 px" in values["protocol"]
 
 
-def test_intervals_hold_the_mean_and_images_are_kept(translations):
-    report = score(translations, SETTINGS)
+def test_intervals_hold_the_mean_and_images_are_kept(translations, report):
+    names = ["psnr", "ssim", "edge_f1"]
+    names += ["perceptual_efficientnet_lite0", "kernel_efficientnet_lite0"] if has_frechet_weights() else []
     for camera, value in report.model.items():
-        assert value.psnr_interval[0] <= value.psnr <= value.psnr_interval[1], camera
-        assert (value.psnr_interval[0] < value.psnr_interval[1]) == (value.count > 1)
-    assert report.to_dict()["images"] == {
-        t.example.id: {"psnr": psnr(t.infrared, t.real), "ssim": ssim(t.infrared, t.real)} for t in translations
-    }
+        for name in names:
+            if value.values[name] is None:
+                assert value.count == 1 and name not in value.intervals
+                continue
+            low, high = value.intervals[name]
+            assert low <= value.values[name] <= high, (camera, name)
+            assert low < high or value.count < 3
+        assert (value.intervals["psnr"][0] < value.intervals["psnr"][1]) == (value.count > 1)
+    rows = report.to_dict()["images"]
+    for t in translations:
+        row = rows[t.example.id]
+        assert (row["source"], row["psnr"]) == (t.example.source, psnr(t.infrared, t.real))
+        assert row["ssim"] == ssim(t.infrared, t.real) and row["person_contrast"] is None
+    gray = report.to_dict()["baseline_images"]["visible_gray"]
+    assert [row["edge_f1_visible"] for row in gray.values()] == [1.0] * 3
 
 
-def test_the_constant_is_the_mean_of_its_camera(translations):
+@pytest.mark.skipif(not has_frechet_weights(), reason="the feature network is not installed")
+def test_distances_of_sets_and_pictures(translations):
+    """Of blurred real images: small, grow with the blur, and the features of a batch are those of its pictures."""
+    few, many = (
+        score([dataclasses.replace(t, infrared=t.real.filter(ImageFilter.GaussianBlur(b))) for t in translations], None)
+        for b in (1, 6)
+    )
+    for name in ("frechet", "kernel", "perceptual"):
+        name += "_efficientnet_lite0"
+        assert few.model[OVERALL].values[name] < many.model[OVERALL].values[name], name
+    assert few.constant[OVERALL].values["frechet_efficientnet_lite0"] is None
+    assert few.constant[OVERALL].values["perceptual_efficientnet_lite0"] > 0.1
+    assert few.to_dict()["settings"] is None and "fid" not in few.to_dict()["model"][OVERALL]
+
+
+def test_people_are_counted(translations):
+    """One of three captions names somebody: the real infrared's hottest region is theirs."""
+    captions = ["two discs", "A woman at night", "a manhole"]
+    named = [
+        dataclasses.replace(t, example=dataclasses.replace(t.example, caption=text), infrared=t.real)
+        for t, text in zip(translations, captions, strict=True)
+    ]
+    report = score(named, SETTINGS)
+    assert [value.people for value in report.model.values()] == [0, 1, 1]
+    overall = report.to_dict()["model"][OVERALL]
+    assert overall["person_error"] == 0 and overall["person_contrast"] > 0 and overall["person_sign"] == 1
+    assert overall["person_contrast"] == report.to_dict()["real"][OVERALL]["person_contrast"]
+    assert report.to_dict()["constant"][OVERALL]["person_sign"] == 0
+    assert report.model["even"].values["person_contrast"] is None
+    people = report.table().split("\n\n")[2].splitlines()
+    assert [line.split()[:3] for line in people[1:3]] == [["odd", "1", "real"], ["odd", "1", "model"]]
+
+
+def test_the_constant_is_the_mean_of_its_camera(translations, report):
     groups = {"even": [0, 2], "odd": [1]}
-    report = score(translations, SETTINGS)
     for camera, rows in groups.items():
         real = [np.asarray(translations[row].real) for row in rows]
         level = np.full_like(real[0], round(np.mean(real)))
@@ -133,8 +182,8 @@ def test_conditions_can_be_left_out(pipe, examples, translations):
     assert not np.array_equal(np.asarray(one.infrared), np.asarray(translations[1].infrared))
 
 
-def test_evaluate_is_translate_and_score(pipe, examples, translations):
-    assert evaluate(pipe, examples, SETTINGS, batch_size=4).to_dict() == score(translations, SETTINGS).to_dict()
+def test_evaluate_is_translate_and_score(pipe, examples, report):
+    assert evaluate(pipe, examples, SETTINGS, batch_size=4).to_dict() == report.to_dict()
 
 
 def test_defaults_are_the_bundles_with_seed_zero(pipe, examples, monkeypatch):
@@ -155,6 +204,9 @@ def test_sheet(translations, tmp_path):
     save_sheet(translations[:1], tmp_path / "one.png", tile=20, blocks=3)
     with Image.open(tmp_path / "one.png") as sheet:
         assert sheet.size == (80, 42)
+    save_sheet([dataclasses.replace(translations[0], segmentation=None)], tmp_path / "bare.png", tile=20)
+    with Image.open(tmp_path / "bare.png") as sheet:
+        assert sheet.size == (60, 42)
 
 
 def test_deep_and_turned_images_are_read_as_a_person_sees_them(pipe, examples, tmp_path):

