@@ -258,6 +258,14 @@ def test_a_finished_stage_is_taken_only_if_it_is_the_same_training(finished, con
     assert own.result("phase1", config, [], base) == result
     assert own._finished("phase1", shrunk(config, 2), base) is None
     assert own._finished("phase1", config, result) is None
+    history = finished / "phase1" / "history.json"
+    before = history.read_text()
+    for value, expected in ((None, result), (0.5, None)):  # a setting of another version, not in use and in use
+        stored = json.loads(before)
+        stored["config"]["critic"] = value
+        history.write_text(json.dumps(stored))
+        assert own._finished("phase1", config, base) == expected
+    history.write_text(before)
     with pytest.raises(ValueError, match="steps-factor must be greater than 0, got 0"):
         shrunk(config, 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from diffv2ir import bundle
@@ -67,7 +67,12 @@ class Trainings:
         if not history.is_file() or not (stage / "result" / "model_index.json").is_file():
             return None
         stored = json.loads(history.read_text(encoding="utf-8"))["config"]
-        return stage / "result" if from_mapping(stored, PhaseConfig) == config else None
+        # Another version may have had more settings. One that was not in use changes nothing.
+        names = {field.name for field in fields(PhaseConfig)}
+        known = {name: value for name, value in stored.items() if name in names or value is not None}
+        if not known.keys() <= names:
+            return None
+        return stage / "result" if from_mapping(known, PhaseConfig) == config else None
 
 
 def shrunk(config: PhaseConfig, factor: float) -> PhaseConfig:
