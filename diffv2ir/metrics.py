@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+FRECHET_NAME = "frechet_efficientnet_lite0"
 _SSIM_WINDOW = 7
 
 GrayImage = Image.Image | np.ndarray | Tensor

@@ -76,6 +76,14 @@ class Score:
     def frechet_efficientnet_lite0(self) -> float | None:
         return self.values["frechet_efficientnet_lite0"]
 
+    @property
+    def psnr_interval(self) -> tuple[float, float]:
+        return self.intervals["psnr"]
+
+    @property
+    def ssim_interval(self) -> tuple[float, float]:
+        return self.intervals["ssim"]
+
     def cell(self, name: str) -> str:
         """A value and its interval as text."""
         value = MEASURES[name].format(self.values.get(name))
