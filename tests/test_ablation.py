@@ -84,7 +84,7 @@ def work(monkeypatch):
         counting(module, "score_cell", "cells")
     counting(phases.Loop, "run", "trainings")
     counting(phase_sheet, "draw_phases", "pictures")
-    monkeypatch.setattr(evaluate, "has_frechet_weights", lambda: False)
+    monkeypatch.setattr("diffv2ir.scores.has_frechet_weights", lambda: False)
     return counts
 
 

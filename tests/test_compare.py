@@ -39,7 +39,7 @@ def compared(data, bundle_folder, tmp_path_factory):
     (run / "trainings" / "ip2p").mkdir(parents=True)
     (run / "trainings" / "ip2p" / "result").symlink_to(bundle_folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffv2ir.evaluate.has_frechet_weights", lambda: False)  # half of the time
+        patch.setattr("diffv2ir.scores.has_frechet_weights", lambda: False)  # half of the time
         patch.setitem(compare.LEARNERS, "pix2pix", functools.partial(Pix2Pix, width=2))
         patch.setitem(compare.LEARNERS, "regression", functools.partial(Regression, widths=(8, 8)))
         patch.setattr(Regression, "batch_size", 1)
@@ -89,7 +89,7 @@ def test_the_sheet_has_a_column_for_each_method(compared):
 
 
 def test_a_trained_method_is_loaded(compared, data, bundle_folder, monkeypatch):
-    monkeypatch.setattr("diffv2ir.evaluate.has_frechet_weights", lambda: False)
+    monkeypatch.setattr("diffv2ir.scores.has_frechet_weights", lambda: False)
     monkeypatch.setattr(compare, "train", None)
     before = (compared / "pix2pix" / "scene6.png").read_bytes()
     flags = ["--data", str(data), "--bundle", str(bundle_folder), "--device", "cpu", "--methods", "pix2pix"]
@@ -111,7 +111,8 @@ def test_what_cannot_be_compared_is_one_line(compared, data, bundle_folder, tmp_
 
 
 def scores(psnr_value, frechet, images):
-    value = Score(2, psnr_value, 0.5, frechet, (psnr_value - 1, psnr_value + 1), (0.4, 0.6))
+    values = {"psnr": psnr_value, "ssim": 0.5, "frechet_efficientnet_lite0": frechet}
+    value = Score(2, 0, values, {"psnr": (psnr_value - 1, psnr_value + 1), "ssim": (0.4, 0.6)})
     return report.MethodScores({OVERALL: value}, {k: {"psnr": v, "ssim": 0.5} for k, v in images.items()})
 
 

@@ -36,7 +36,8 @@ def score_pictures(scenes: Sequence[Scene], pictures: Sequence[Image.Image]) -> 
         Translation(scene.example, scene.visible, scene.visible, made, scene.real, "") for scene, made in pairs
     ]
     report = score(translations, GenerationSettings())
-    return MethodScores(report.model, report.images)
+    images = {key: {name: row[name] for name in ("psnr", "ssim")} for key, row in report.images.items()}
+    return MethodScores(report.model, images)
 
 
 def to_csv(scores: dict[str, MethodScores]) -> str:
