@@ -137,6 +137,14 @@ def test_table_4_has_every_value_and_a_restart_computes_only_what_is_new(command
     assert [row for row in more if row["value"] != "3"] == rows
 
 
+def test_a_cell_that_measured_less_is_computed_again(tmp_path, monkeypatch):
+    store, key = cells.Cells(tmp_path), {"settings": 1}
+    monkeypatch.setattr(cells, "MEASURES", {"psnr": None})
+    assert store.get(key, lambda: {"psnr": 1}) == store.get(key, lambda: {"psnr": 2}) == {"psnr": 1}
+    monkeypatch.setattr(cells, "MEASURES", {"psnr": None, "ssim": None})
+    assert store.get(key, lambda: {"psnr": 1, "ssim": 3}) == {"psnr": 1, "ssim": 3}
+
+
 def test_a_cell_is_what_evaluate_says(work, pipe, data):
     examples = scoring.choose_pairs(data, limit=2)
     settings = pipe.default_settings.replace(seed=4, steps=2)

@@ -13,6 +13,7 @@ import torch
 
 from diffv2ir import bundle
 from diffv2ir.data import Example
+from diffv2ir.measures import MEASURES
 from diffv2ir.training.cache import file_hash
 
 
@@ -27,8 +28,8 @@ class Cells:
         self.folder, self.computed = folder, 0
 
     def path(self, key: Mapping[str, Any]) -> Path:
-        """Where the cell of `key` lies, or will lie."""
-        return self.folder / f"{digest(key)}.json"
+        """Where the cell of `key` lies, or will lie. Cells that measured less than is measured now are not found."""
+        return self.folder / f"{digest({**key, 'measures': sorted(MEASURES)})}.json"
 
     def get(self, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The cell's result: found, or computed and kept. Either way it is what JSON makes of it."""
