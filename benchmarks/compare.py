@@ -106,11 +106,11 @@ class Comparison:
 def run(options: argparse.Namespace) -> None:
     """Make, score and write everything that `options` ask for."""
     comparison = Comparison(options)
-    made, scores = {}, {}
+    made = {}
     for method in options.methods:
         logger.info("pictures of %s", method)
-        images = pictures.save_pictures(comparison.scenes, comparison.pictures_of(method), options.run / method)
-        made[method], scores[method] = images, report.score_pictures(comparison.scenes, images)
+        made[method] = pictures.save_pictures(comparison.scenes, comparison.pictures_of(method), options.run / method)
+    scores = report.score_pictures(comparison.scenes, made)
     table = report.to_markdown(scores) + f"\nFréchet: {FRECHET_NAME}, not comparable with FID.\n"
     (options.run / "table.md").write_text(table, encoding="utf-8")
     (options.run / "table.csv").write_text(report.to_csv(scores), encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffv2ir.bootstrap import Comparison, compare
 from diffv2ir.measures import IMAGE_MEASURES, MEASURES
+from diffv2ir.rows import text_rows
 from diffv2ir.scores import OVERALL
 
 
@@ -51,5 +52,4 @@ def table(result: Mapping[str, Mapping[str, Comparison]]) -> str:
                     f"{word} on {comparison.win_rate:.0%}",
                 ]
             )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return text_rows(lines)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffv2ir.data import Example
 from diffv2ir.imaging import open_image
-from diffv2ir.scores import EVALUATION_SIZE, OVERALL, PROTOCOL, Report, Score, score
+from diffv2ir.scores import EVALUATION_SIZE, OVERALL, PROTOCOL, Report, Score, score, score_methods
 from diffv2ir.settings import MAX_SEED, GenerationSettings
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVALUATION_SIZE", "OVERALL", "PROTOCOL", "Report", "Score", "Translation",
-    "central_square", "evaluate", "example_seed", "gray_square", "save_sheet", "score", "spread", "translate_examples",
+    "central_square", "evaluate", "example_seed", "gray_square", "save_sheet", "score", "score_methods", "spread",
+    "translate_examples",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Folders that are either complete or not there."""
+"""Folders and files that are either complete or not there."""
 
 from __future__ import annotations
 
@@ -16,14 +16,31 @@ def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         write(partial)
         for path in [*partial.rglob("*"), partial]:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _flush(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
+
+
+def write_file_atomically(path: Path, write: Callable[[Path], None], flush: bool = False) -> None:
+    """Let `write` fill a new file beside `path`, of the same suffix, and only then give it its name.
+
+    A killed process leaves no half file under the name. With `flush`, not even a power cut does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    write(partial)
+    if flush:
+        _flush(partial)
+    partial.replace(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

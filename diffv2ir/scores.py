@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ from diffv2ir.bootstrap import mean_interval, set_interval
 from diffv2ir.efficientnet import EfficientNetView, has_frechet_weights
 from diffv2ir.measures import MEASURES
 from diffv2ir.metrics import discrepancy, frechet_distance, kernel_distance, kernels, psnr, ssim
+from diffv2ir.rows import text_rows
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.tasks import edge_f1, edges, person_measures, person_regions
 
@@ -146,18 +147,14 @@ def score(
     Args:
         views: networks for distances between features; EfficientNet-Lite0, where its weights are installed, if None.
     """
-    if views is None:
-        views = [EfficientNetView()] if has_frechet_weights() else []
     ids, cameras = [t.example.id for t in translations], [t.example.source for t in translations]
-    real = [translation.real for translation in translations]
     methods = {
         "model": [translation.infrared for translation in translations],
         "visible_gray": [translation.visible.convert("L") for translation in translations],
-        "constant": _constants(real, cameras),
+        "constant": _constants([translation.real for translation in translations], cameras),
     }
-    rows = _rows(methods, translations)
-    features = _look(views, methods, real, rows)
-    scores = {name: _scores(rows[name], features.get(name, {}), cameras) for name in methods}
+    # A set of equal images has no distribution to compare.
+    scores, rows = score_methods(methods, translations, views, without_distances=("constant",))
     kept = {name: _images(rows[name], ids, cameras) for name in methods}
     own = {name: rows["real"][name] for name in _OF_REAL}
     return Report(
@@ -165,7 +162,30 @@ def score(
     )
 
 
-def _rows(methods: Mapping[str, list[Image.Image]], translations: Sequence[Translation]) -> dict[str, Rows]:
+def score_methods(
+    methods: Mapping[str, Sequence[Image.Image]],
+    translations: Sequence[Translation],
+    views: Sequence[View] | None = None,
+    without_distances: Collection[str] = (),
+) -> tuple[dict[str, dict[str, Score]], dict[str, Rows]]:
+    """Score any number of methods on the same pairs; what does not depend on the method is worked out once.
+
+    Args:
+        methods: name -> pictures, 8-bit gray, in the order of `translations`, whose own pictures are not looked at.
+        views: see `score`. without_distances: methods that get no distances between sets of images.
+
+    Returns:
+        Method -> camera -> score, and the values of every image: those of the methods and of "real".
+    """
+    if views is None:
+        views = [EfficientNetView()] if has_frechet_weights() else []
+    rows = _rows(methods, translations)
+    features = _look(views, methods, [translation.real for translation in translations], rows, without_distances)
+    cameras = [translation.example.source for translation in translations]
+    return {name: _scores(rows[name], features[name], cameras) for name in methods}, rows
+
+
+def _rows(methods: Mapping[str, Sequence[Image.Image]], translations: Sequence[Translation]) -> dict[str, Rows]:
     """What needs no network, of each method and of the real images."""
     real = [translation.real for translation in translations]
     visible = [edges(translation.visible) for translation in translations]
@@ -186,11 +206,15 @@ def _rows(methods: Mapping[str, list[Image.Image]], translations: Sequence[Trans
 
 
 def _look(
-    views: Sequence[View], methods: Mapping[str, list[Image.Image]], real: list[Image.Image], rows: dict[str, Rows]
+    views: Sequence[View],
+    methods: Mapping[str, Sequence[Image.Image]],
+    real: list[Image.Image],
+    rows: dict[str, Rows],
+    without_distances: Collection[str],
 ) -> dict[str, dict[str, tuple[Tensor, Tensor] | None]]:
     """Adds perceptual distances to `rows`; returns method -> name of a distance -> features of its and the real images.
 
-    A constant has no features: a set of equal images has no distribution to compare.
+    There are None for the methods `without_distances`.
     """
     empty = dict.fromkeys((EfficientNetView.frechet, EfficientNetView.kernel))
     result: dict[str, dict[str, Any]] = {name: dict(empty) for name in methods}
@@ -209,7 +233,7 @@ def _look(
         pooled = {name: torch.cat(batches).double() for name, batches in seen.items()}
         for name in methods:
             rows[name][view.perceptual] = distances[name]
-            sets = None if name == "constant" else (pooled[name], pooled["real"])
+            sets = None if name in without_distances else (pooled[name], pooled["real"])
             result[name] |= {view.frechet: sets, view.kernel: sets}
     return result
 
@@ -285,5 +309,4 @@ def _table(methods: Mapping[str, Mapping[str, Score]], names: Sequence[str], peo
             count = score.people if people else score.count
             if count:
                 lines.append([camera, str(count), method, *(score.cell(name) for name in names)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return text_rows(lines)

@@ -13,8 +13,9 @@ from torch import nn
 
 from benchmarks.baselines import ip2p
 from diffv2ir.data import Example, check_examples, read_examples
-from diffv2ir.evaluate import central_square, example_seed, spread, translate_examples
+from diffv2ir.evaluate import central_square, example_seed, gray_square, spread, translate_examples
 from diffv2ir.imaging import from_levels, open_image
+from diffv2ir.outputs import output_path
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.training.images import to_tensor
@@ -43,11 +44,7 @@ def read_scenes(data: Path, split: str, limit: int | None = None) -> list[Scene]
     examples = spread(read_examples(data, split=split, kinds=["pairs"]), limit)
     check_examples(examples)
     return [
-        Scene(
-            example,
-            central_square(open_image(example.visible)),
-            central_square(open_image(example.infrared).convert("L")),
-        )
+        Scene(example, central_square(open_image(example.visible)), gray_square(example.infrared))
         for example in examples
     ]
 
@@ -56,8 +53,7 @@ def camera_levels(training: Sequence[Example]) -> tuple[dict[str, float], float]
     """The mean gray level 0..255 of each camera's infrared training images, and of all of them."""
     levels: dict[str, list[float]] = {}
     for example in training:
-        square = central_square(open_image(example.infrared).convert("L"))
-        levels.setdefault(example.source, []).append(ImageStat.Stat(square).mean[0])
+        levels.setdefault(example.source, []).append(ImageStat.Stat(gray_square(example.infrared)).mean[0])
     overall = statistics.fmean(level for own in levels.values() for level in own)
     return {camera: statistics.fmean(own) for camera, own in levels.items()}, overall
 
@@ -104,7 +100,7 @@ def save_pictures(scenes: Sequence[Scene], pictures: Iterator[Image.Image], fold
     """Write pictures as `folder/ID.png`; returns them."""
     made = []
     for scene, picture in zip(scenes, pictures, strict=True):
-        path = folder / f"{scene.example.id}.png"
+        path = output_path(folder, scene.example.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
         made.append(picture)

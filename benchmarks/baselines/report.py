@@ -6,15 +6,15 @@ import csv
 import io
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from benchmarks.baselines.pictures import Scene
 from diffv2ir.bootstrap import compare
-from diffv2ir.evaluate import Score, Translation, score
-from diffv2ir.settings import GenerationSettings
+from diffv2ir.evaluate import Score, Translation, score_methods
+from diffv2ir.rows import picture_rows
 
 OURS = "ours"
 _COLUMNS = ("camera", "images", "method", "psnr", "psnr_low", "psnr_high", "ssim", "ssim_low", "ssim_high")
@@ -29,15 +29,20 @@ class MethodScores:
     images: dict[str, dict[str, float]]
 
 
-def score_pictures(scenes: Sequence[Scene], pictures: Sequence[Image.Image]) -> MethodScores:
-    """Score pictures (8-bit gray, in the order of the scenes) by `diffv2ir.evaluate`."""
-    pairs = zip(scenes, pictures, strict=True)
-    translations = [
-        Translation(scene.example, scene.visible, scene.visible, made, scene.real, "") for scene, made in pairs
-    ]
-    report = score(translations, GenerationSettings())
-    images = {key: {name: row[name] for name in ("psnr", "ssim")} for key, row in report.images.items()}
-    return MethodScores(report.model, images)
+def score_pictures(scenes: Sequence[Scene], pictures: Mapping[str, Sequence[Image.Image]]) -> dict[str, MethodScores]:
+    """Score the pictures of every method (8-bit gray, in the order of the scenes) by `diffv2ir.evaluate`."""
+    translations = [Translation(scene.example, scene.visible, None, scene.real, scene.real, "") for scene in scenes]
+    scores, rows = score_methods(pictures, translations)
+    return {
+        method: MethodScores(
+            cameras,
+            {
+                scene.example.id: {name: rows[method][name][place] for name in ("psnr", "ssim")}
+                for place, scene in enumerate(scenes)
+            },
+        )
+        for method, cameras in scores.items()
+    }
 
 
 def to_csv(scores: dict[str, MethodScores]) -> str:
@@ -136,16 +141,6 @@ def draw_sheet(
     """Figure 3 of the paper: a row for each scene of `places`, columns visible, each method, real; ours comes last."""
     methods = [name for name in pictures if name != OURS] + [name for name in pictures if name == OURS]
     titles = ["visible", *methods, "real"]
-    left, top, font = 84, 24, ImageFont.load_default(14)
-    sheet = Image.new("RGB", (left + tile * len(titles), top + tile * len(places)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        draw.text((left + tile * column + tile // 2, top // 2), title, fill="black", font=font, anchor="mm")
-    for row, place in enumerate(places):
-        scene, y = scenes[place], top + tile * row
-        draw.text((left // 2, y + tile // 2), scene.example.source, fill="black", font=font, anchor="mm")
-        images = [scene.visible, *[pictures[name][place] for name in methods], scene.real]
-        for column, image in enumerate(images):
-            square = image.convert("RGB").resize((tile, tile), Image.Resampling.LANCZOS)
-            sheet.paste(square, (left + tile * column, y))
-    return sheet
+    chosen = [(scenes[place], [pictures[name][place] for name in methods]) for place in places]
+    rows = [[scene.visible, *made, scene.real] for scene, made in chosen]
+    return picture_rows(titles, rows, tile, [scene.example.source for scene, _ in chosen])

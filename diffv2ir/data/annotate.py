@@ -10,11 +10,9 @@ import fcntl
 import hashlib
 import io
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
@@ -30,6 +28,7 @@ from diffv2ir.data.shards import (
     stored,
     write_table,
 )
+from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import open_image
 
 PARTS = ("captioner", "captioner_processor", "segmenter")
@@ -115,8 +114,14 @@ def annotate_shard(folder: Path, shard: str, annotator: Annotator) -> int | None
         rows = [row for row in read_table(folder / MANIFEST, COLUMNS, shard) if row["visible_name"]]
         tar = folder / ANNOTATIONS / shard
         made: list[dict] = []
-        _write(tar, lambda file: made.extend(_annotate(folder, rows, annotator, TarWriter(file, tar))))
-        _write(_table(folder, shard), lambda file: write_table(made, ANNOTATION_COLUMNS, file))
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:
+                made.extend(_annotate(folder, rows, annotator, TarWriter(file, tar)))
+
+        write_file_atomically(tar, write, flush=True)
+        table = _table(folder, shard)
+        write_file_atomically(table, lambda partial: write_table(made, ANNOTATION_COLUMNS, partial), flush=True)
         return len(made)
 
 
@@ -139,16 +144,6 @@ def _annotate(folder: Path, rows: Sequence[dict], annotator: Annotator, writer: 
 
 def _table(folder: Path, shard: str) -> Path:
     return folder / ANNOTATIONS / Path(shard).with_suffix(".parquet")
-
-
-def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Through a temporary name; the content is on the disk before it gets its own."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import Example
 from diffv2ir.edges import brightness, follow_edges
+from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.images import load_rgb, random_integer, resize_shorter, to_tensor
@@ -93,14 +94,6 @@ def _key(*parts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _write(path: Path, write) -> None:
-    """Write through a temporary name, so that a killed run leaves no half file under the real one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    write(partial)
-    partial.replace(path)
-
-
 class CaptionCache:
     """Captions by BLIP, for examples whose dataset has none or, with `always`, for all."""
 
@@ -122,7 +115,7 @@ class CaptionCache:
             batch = wanted[start : start + batch_size]
             captions = caption_images(self.model, self.processor, [load_rgb(e.visible) for e in batch])
             self.known.update(zip(map(self._key, batch), captions, strict=True))
-            _write(self.file, lambda path: path.write_text(json.dumps(self.known)))
+            write_file_atomically(self.file, lambda path: path.write_text(json.dumps(self.known)))
 
     def caption(self, example: Example) -> str:
         """The dataset's caption, else BLIP's."""
@@ -157,7 +150,7 @@ class MapCache:
         for example in tqdm(wanted, desc="segmentation maps", disable=not wanted, mininterval=5):
             image = load_rgb(example.visible)
             drawn = segmentation_map(self.segmenter.masks(image), image.size, self.style)
-            _write(self.path(example), drawn.save)
+            write_file_atomically(self.path(example), drawn.save)
 
 
 class LatentCache:
@@ -215,7 +208,7 @@ class LatentCache:
             for (number, role, _), latent in zip(same, latents, strict=True):
                 entries[number][role] = latent.contiguous()
         for (example, variant), entry in zip(batch, entries, strict=True):
-            _write(self._path(example, variant), lambda path, entry=entry: save_file(entry, path))
+            write_file_atomically(self._path(example, variant), lambda path, entry=entry: save_file(entry, path))
 
     def _generator(self, example: Example, number: int, purpose: int) -> torch.Generator:
         content = int(_key(sorted(file_hash(p) for p in (example.visible, example.infrared) if p))[:15], 16)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffv2ir.data import Example
-from diffv2ir.files import write_atomically
+from diffv2ir.files import write_atomically, write_file_atomically
 from diffv2ir.training.cache import file_hash
 from diffv2ir.training.images import load_rgb, random_integer
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
@@ -142,9 +142,8 @@ def _teach(paths: list[Path], cache: Path, scales: Sequence[float], side: int) -
         stored = cache / f"{name}-{'-'.join(f'{s:g}' for s in scales)}.npy"
         if not stored.is_file():
             found = [felzenszwalb(pixels, scale=s, sigma=0.8, min_size=round(40 + s / 4)) for s in scales]
-            with stored.with_suffix(".partial").open("wb") as file:
-                np.save(file, np.stack(found).astype(np.uint16))
-            stored.with_suffix(".partial").replace(stored)
+            labelled = np.stack(found).astype(np.uint16)
+            write_file_atomically(stored, lambda partial, labelled=labelled: np.save(partial, labelled))
         images.append(pixels)
         labels.append(np.load(stored))
     return images, labels

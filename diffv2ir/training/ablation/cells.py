@@ -13,6 +13,7 @@ import torch
 
 from diffv2ir import bundle
 from diffv2ir.data import Example
+from diffv2ir.files import write_file_atomically
 from diffv2ir.measures import MEASURES
 from diffv2ir.training.cache import file_hash
 
@@ -37,10 +38,7 @@ class Cells:
         if not path.is_file():
             content = json.dumps({"key": key, "result": compute()}, indent=1)
             self.computed += 1
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(path)  # a killed run leaves no half cell
+            write_file_atomically(path, lambda partial: partial.write_text(content, encoding="utf-8"))
         return json.loads(path.read_text(encoding="utf-8"))["result"]
 
 

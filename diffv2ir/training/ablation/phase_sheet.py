@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from diffv2ir.evaluate import central_square
+from diffv2ir.evaluate import central_square, gray_square
 from diffv2ir.imaging import open_image
 from diffv2ir.phases import draw_phases, held_phases
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.reference import compare
+from diffv2ir.rows import picture_rows
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.training.ablation import report
 from diffv2ir.training.ablation.cells import Cells, device_name, model_hash
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "phases"
 TILE = 192
+_HEADER = 22
 
 
 def draw_sheet(
@@ -50,14 +52,15 @@ def draw_sheet(
     rows, lines = [], []
     for number, photo in enumerate(photos):
         square = central_square(open_image(photo))
-        target = central_square(open_image(real[number]).convert("L")) if real else None
+        target = gray_square(real[number]) if real else None
         own = _draw_photo(pipe, photo, square, names, settings, output, cells)
         pictures = [Image.open(output / row["file"]) for row in own]
         if target:
             own = [{**row, **_measures(picture, target)} for row, picture in zip(own, pictures, strict=True)]
         rows += own
         lines.append([square, *pictures, *([target] if target else [])])
-    _sheet(["visible", *names, *(["real"] if real else [])], lines).save(output / f"{NAME}.png")
+    titles = ["visible", *names, *(["real"] if real else [])]
+    picture_rows(titles, lines, TILE, header=_HEADER).save(output / f"{NAME}.png")
     return _write(output, rows, pipe, settings)
 
 
@@ -96,20 +99,6 @@ def _draw_photo(
 def _measures(picture: Image.Image, target: Image.Image) -> report.Row:
     comparison = compare(picture, target)
     return {"psnr": comparison.psnr, "ssim": comparison.ssim}
-
-
-def _sheet(titles: Sequence[str], lines: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """One line a photo, one column a title."""
-    header, font = 22, ImageFont.load_default(14)
-    sheet = Image.new("RGB", (TILE * len(titles), header + TILE * len(lines)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        draw.text((column * TILE + TILE // 2, header // 2), title, fill="black", font=font, anchor="mm")
-    for row, line in enumerate(lines):
-        for column, image in enumerate(line):
-            tile = image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
-            sheet.paste(tile, (column * TILE, header + row * TILE))
-    return sheet
 
 
 def _write(output: Path, rows: list[report.Row], pipe: DiffV2IRPipeline, settings: GenerationSettings) -> Path:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from diffv2ir.data import DataError, Example, read_examples, split_validation
-from diffv2ir.evaluate import Translation, central_square, example_seed, score
+from diffv2ir.evaluate import Translation, central_square, example_seed, gray_square, score
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
@@ -133,7 +133,7 @@ def score_cell(photos: Photos, settings: GenerationSettings, draw: Draw) -> dict
         totals["seconds"] += time.perf_counter() - wall
         totals["cpu_seconds"] += time.process_time() - busy
         totals["evaluations"] += evaluations
-        real = central_square(open_image(example.infrared).convert("L"))
+        real = gray_square(example.infrared)
         drawn = conditioning.segmentation or Image.new("RGB", image.size)
         translations.append(Translation(example, conditioning.image, drawn, image, real, conditioning.caption))
     report = score(translations, settings).to_dict()
