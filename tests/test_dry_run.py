@@ -140,6 +140,13 @@ def test_what_is_missing_is_listed(start, bundle_folder, data, tmp_path):
     assert f"missing:\n- {dataset}\n- {vae}" in str(report)
 
 
+def test_teacher_that_is_not_there_is_missing(start, bundle_folder, data, tmp_path):
+    taught = replace(PHASES["2"], teacher_share=0.5)
+    (problem,) = dry_run(taught, data, start, bundle_folder, tmp_path / "nowhere").missing
+    assert "python -m train.teacher" in problem and "nowhere is not a folder" in problem
+    assert not dry_run(taught, data, start, bundle_folder, tmp_path).missing
+
+
 def test_folder_that_is_not_there_is_one_line(data, bundle_folder, tmp_path):
     for vlum in (bundle_folder, None):
         report = dry_run(PHASES["2"], data, tmp_path / "nowhere", vlum)

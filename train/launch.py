@@ -49,6 +49,7 @@ def phase_parser(default_config: Path, description: str) -> argparse.ArgumentPar
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; start again to resume")
     parser.add_argument("--config", type=Path, default=default_config)
     parser.add_argument("--vlum", help="folder, or hub id, with captioner and segmenter, where --start has none")
+    parser.add_argument("--teacher", type=Path, help="a teacher's pictures, for teacher_share: python -m train.teacher")
     parser.add_argument("--cache", type=Path, help="captions, maps and latents; default: OUTPUT/cache")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="put the result, with a card, on the hub")
@@ -88,6 +89,7 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
             cache=arguments.cache or arguments.output / "cache",
             validation=validation,
             vlum=vlum,
+            teacher=arguments.teacher,
             validate=validate_bundle,
         )
         if target and process_state().is_main_process:
@@ -96,6 +98,6 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
         return result
 
     if arguments.dry_run:
-        report = run(lambda: dry_run(read_config(), arguments.data, *folders(fetch=False)))
+        report = run(lambda: dry_run(read_config(), arguments.data, *folders(fetch=False), arguments.teacher))
         sys.exit(1 if report.missing else 0)
     run(train, arguments.threads)

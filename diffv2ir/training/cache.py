@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -153,19 +153,89 @@ class MapCache:
             write_file_atomically(self.path(example), drawn.save)
 
 
+class PictureFolder:
+    """Pictures that a teacher predicted for photos: gray PNG files, each of its photo's size."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, example: Example) -> Path:
+        """Where the picture of an example lies, or will lie."""
+        key = file_hash(example.visible)[:32]
+        return self.folder / key[:2] / f"{key}.png"
+
+
+class Views:
+    """The views of examples: a function of seed, an example's pictures and the number of the view."""
+
+    def __init__(self, config: ViewConfig, seed: int, multiple: int = 1):
+        self.config, self.seed, self.multiple = config, seed, multiple
+
+    def cut(self, pictures: Mapping[str, Path], example: Example, variant: int) -> dict[str, Image.Image]:
+        """View number `variant` of the pictures of an example by their roles: the same part of all, RGB.
+
+        "visible" gets another exposure, "infrared" the edges of "visible", as the configuration says. Sides are
+        multiples of `multiple` and at most twice the crop.
+        """
+        views = {role: self._cut(load_rgb(path), example, variant, role) for role, path in pictures.items()}
+        if self.config.edge_radius and {"visible", "infrared"} <= views.keys():
+            infrared, visible = brightness(views["infrared"]), brightness(views["visible"])
+            followed = follow_edges(infrared, visible, self.config.edge_radius, flat=_FLAT)
+            views["infrared"] = from_levels(followed).convert("RGB")
+        return views
+
+    def place(self, example: Example, epoch: int, rooms: tuple[int, int]) -> tuple[int, int]:
+        """Where the crop of `epoch` begins, (top, left), in a view with so much room below and to the right of it."""
+        generator = self._generator(example, epoch, _CROP)
+        return random_integer(rooms[0], generator), random_integer(rooms[1], generator)
+
+    def _generator(self, example: Example, number: int, purpose: int) -> torch.Generator:
+        content = int(_key(sorted(file_hash(p) for p in (example.visible, example.infrared) if p))[:15], 16)
+        return torch.Generator().manual_seed(mix_seed(self.seed, content, number, purpose))
+
+    def _cut(self, image: Image.Image, example: Example, variant: int, role: str) -> Image.Image:
+        generator, view = self._generator(example, variant, _VIEW), self.config
+        flip = view.flip and bool(torch.rand((), generator=generator) < 0.5)
+        zoom = 1 + (view.zoom - 1) * float(torch.rand((), generator=generator))
+        # As the pipeline does it: no colour between those of two regions.
+        resampling = Image.Resampling.NEAREST if role == "segmentation" else Image.Resampling.BICUBIC
+        image = resize_shorter(image, round(view.resize * zoom), resampling)
+        # Whole latents, and of a panorama a part: the crop is cut from the latents.
+        width, height = (min(side, 2 * view.crop) // self.multiple * self.multiple for side in image.size)
+        left = random_integer(image.width - width, generator)
+        top = random_integer(image.height - height, generator)
+        image = image.crop((left, top, left + width, top + height))
+        if role == "visible" and view.jitter:
+            image = _expose_differently(image, view.jitter, generator)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+
+
 class LatentCache:
     """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled.
+
+    With a teacher, the infrared picture is a mean of the real one and the teacher's, which weighs `teacher_share`.
 
     Raises:
         ValueError: the crop is not a whole number of latents.
     """
 
-    def __init__(self, folder: Path, vae: torch.nn.Module, view: ViewConfig, maps: MapCache | None, seed: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        vae: torch.nn.Module,
+        view: ViewConfig,
+        maps: MapCache | None,
+        seed: int = 0,
+        teacher: PictureFolder | None = None,
+        teacher_share: float = 0.0,
+    ):
         self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
         self._vae_hash = weights_hash(vae)
         self._stride = latent_stride(vae)
         if view.crop % self._stride:
             raise ValueError(f"crop must be a multiple of the autoencoder's {self._stride} pixels, got {view.crop}")
+        self._cutter = Views(view, seed, self._stride)
+        self._teacher, self._teacher_share = teacher if teacher_share else None, teacher_share
 
     def roles(self, example: Example) -> dict[str, Path]:
         """The images of an example that are encoded."""
@@ -173,6 +243,15 @@ class LatentCache:
         if self.maps is not None and example.visible:
             paths["segmentation"] = self.maps.path(example)
         return {role: path for role, path in paths.items() if path}
+
+    def _cut(self, example: Example, variant: int) -> dict[str, Image.Image]:
+        roles = self.roles(example)
+        views = self._cutter.cut(roles, example, variant)
+        if self._teacher is not None:
+            # Cut like the others. It has the photo's edges already.
+            taught = self._cutter.cut({"teacher": self._teacher.path(example)}, example, variant)["teacher"]
+            views["infrared"] = Image.blend(views["infrared"], taught, self._teacher_share)
+        return views
 
     def fill(self, examples: Sequence[Example], batch_size: int = 8) -> None:
         """Encode every view that is not there yet."""
@@ -188,9 +267,9 @@ class LatentCache:
     def load(self, example: Example, epoch: int) -> dict[str, Tensor]:
         """The crop of an example that belongs to `epoch`: float32 (C, crop / stride, crop / stride)."""
         stored = load_file(self._path(example, epoch % self.view.variants))
-        generator, side = self._generator(example, epoch, _CROP), self.view.crop // self._stride
+        side = self.view.crop // self._stride
         height, width = next(iter(stored.values())).shape[1:]
-        top, left = random_integer(height - side, generator), random_integer(width - side, generator)
+        top, left = self._cutter.place(example, epoch, (height - side, width - side))
         return {role: value[:, top : top + side, left : left + side].float() for role, value in stored.items()}
 
     @torch.no_grad()
@@ -198,7 +277,7 @@ class LatentCache:
         parameter = next(self.vae.parameters())
         views: dict[tuple[int, int], list] = {}  # by size: images of one size are encoded together
         for number, (example, variant) in enumerate(batch):
-            for role, view in self._views(example, variant).items():
+            for role, view in self._cut(example, variant).items():
                 views.setdefault(view.size, []).append((number, role, to_tensor(view)))
         entries: list[dict[str, Tensor]] = [{} for _ in batch]
         for same in views.values():
@@ -210,40 +289,13 @@ class LatentCache:
         for (example, variant), entry in zip(batch, entries, strict=True):
             write_file_atomically(self._path(example, variant), lambda path, entry=entry: save_file(entry, path))
 
-    def _generator(self, example: Example, number: int, purpose: int) -> torch.Generator:
-        content = int(_key(sorted(file_hash(p) for p in (example.visible, example.infrared) if p))[:15], 16)
-        return torch.Generator().manual_seed(mix_seed(self.seed, content, number, purpose))
-
-    def _views(self, example: Example, variant: int) -> dict[str, Image.Image]:
-        views = {role: self._view(load_rgb(path), example, variant, role) for role, path in self.roles(example).items()}
-        if self.view.edge_radius and {"visible", "infrared"} <= views.keys():
-            infrared, visible = brightness(views["infrared"]), brightness(views["visible"])
-            followed = follow_edges(infrared, visible, self.view.edge_radius, flat=_FLAT)
-            views["infrared"] = from_levels(followed).convert("RGB")
-        return views
-
-    def _view(self, image: Image.Image, example: Example, variant: int, role: str) -> Image.Image:
-        generator, view = self._generator(example, variant, _VIEW), self.view
-        flip = view.flip and bool(torch.rand((), generator=generator) < 0.5)
-        zoom = 1 + (view.zoom - 1) * float(torch.rand((), generator=generator))
-        # As the pipeline does it: no colour between those of two regions.
-        resampling = Image.Resampling.NEAREST if role == "segmentation" else Image.Resampling.BICUBIC
-        image = resize_shorter(image, round(view.resize * zoom), resampling)
-        # Whole latents, and of a panorama a part: the crop is cut from the latents.
-        width, height = (min(side, 2 * view.crop) // self._stride * self._stride for side in image.size)
-        left = random_integer(image.width - width, generator)
-        top = random_integer(image.height - height, generator)
-        image = image.crop((left, top, left + width, top + height))
-        if role == "visible" and view.jitter:
-            image = _expose_differently(image, view.jitter, generator)
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
-
     def _path(self, example: Example, variant: int) -> Path:
         hashes = {role: file_hash(path) for role, path in self.roles(example).items() if role != "segmentation"}
         if "segmentation" in (roles := self.roles(example)):  # the name of a map of ours is its content's key
             given = example.segmentation
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
-        key = _key(hashes, self._vae_hash, asdict(self.view) | {"variants": None}, variant, self.seed)
+        taught = (file_hash(self._teacher.path(example)), self._teacher_share) if self._teacher else ()
+        key = _key(hashes, self._vae_hash, asdict(self.view) | {"variants": None}, variant, self.seed, *taught)
         return self.folder / key[:2] / f"{key}.safetensors"
 
 

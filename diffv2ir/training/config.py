@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from diffv2ir.data import Example
 
 T = TypeVar("T")
 
@@ -29,6 +32,11 @@ def load_config(path: str | Path, kind: type[T]) -> T:
         return from_mapping(values, kind)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def source_weight(weights: Mapping[str, float], example: Example) -> float:
+    """Relative frequency of an example: that of its "source/kind", else of its source, else 1."""
+    return weights.get(f"{example.source}/{example.kind}", weights.get(example.source, 1.0))
 
 
 def from_mapping(values: dict[str, Any], kind: type[T]) -> T:

@@ -19,7 +19,7 @@ from diffv2ir.data import DataError, Example, read_examples, split_validation
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.cache import ViewConfig
 from diffv2ir.training.loop import optimizer_class, process_state
-from diffv2ir.training.phases import PhaseConfig, check_start, prepare_unet
+from diffv2ir.training.phases import PhaseConfig, check_start, check_teacher, prepare_unet
 
 _START = ("vae", "text_encoder", "tokenizer", "scheduler", "unet")
 _VLUM = ("captioner", "captioner_processor", "segmenter")
@@ -103,11 +103,13 @@ class DryRun:
         )
 
 
-def dry_run(config: PhaseConfig, data: Path, start: Path, vlum: Path | None = None) -> DryRun:
+def dry_run(
+    config: PhaseConfig, data: Path, start: Path, vlum: Path | None = None, teacher: Path | None = None
+) -> DryRun:
     """What `train_phase` would need for phase 1, 2 or 3, and what of it is missing.
 
     Args:
-        data: dataset folder. start, vlum: as for `train_phase`.
+        data: dataset folder. start, vlum, teacher: as for `train_phase`.
     """
     processes, missing = process_state().num_processes, []
     examples = _examples(config, data, missing)
@@ -117,10 +119,11 @@ def dry_run(config: PhaseConfig, data: Path, start: Path, vlum: Path | None = No
     except ValueError as error:
         batch = None
         missing.append(str(error))
-    try:
-        optimizer_class(config.loop.optimizer)
-    except ValueError as error:
-        missing.append(str(error))
+    for check in (lambda: optimizer_class(config.loop.optimizer), lambda: check_teacher(config, teacher)):
+        try:
+            check()
+        except ValueError as error:
+            missing.append(str(error))
     footprint = _footprint(config, start, missing)
     if config.phase != "1":
         missing += _folder_problems(vlum or start, _VLUM)

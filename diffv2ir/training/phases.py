@@ -30,7 +30,8 @@ from diffv2ir.data import DataError, Example
 from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
-from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig
+from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, PictureFolder, ViewConfig
+from diffv2ir.training.config import source_weight
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
 from diffv2ir.unet import merge_lora, widen_conv_in
@@ -83,6 +84,7 @@ class PhaseConfig:
         own_captions: caption every photo with the bundle's BLIP, as the pipeline will, also where the dataset has one.
         fixed_prompt: phases 2 and 3: one prompt for every photo, in place of the one that is built from its caption.
         without_map: phases 2 and 3: the map is null for every photo, as if it was always dropped.
+        teacher_share: phases 2 and 3: weight of a teacher's picture in the target, beside the real one; 0 = no teacher.
     """
 
     phase: str
@@ -103,6 +105,7 @@ class PhaseConfig:
     own_captions: bool = False
     fixed_prompt: str | None = None
     without_map: bool = False
+    teacher_share: float = 0.0
     defaults: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,6 +119,10 @@ class PhaseConfig:
             raise ValueError(f"phase {self.phase} trains all weights: remove lora")
         if self.phase not in ("2", "3") and (self.without_map or self.fixed_prompt is not None):
             raise ValueError("fixed_prompt and without_map are for phases 2 and 3: the others have no such conditions")
+        if self.teacher_share and self.phase not in ("2", "3"):
+            raise ValueError("teacher_share is for phases 2 and 3: a teacher looks at photos and predicts infrared")
+        if not 0 <= self.teacher_share <= 1:
+            raise ValueError(f"teacher_share must lie in [0, 1], got {self.teacher_share}")
         if self.map_style not in MAP_STYLES:
             raise ValueError(f"map_style must be one of {MAP_STYLES}, got {self.map_style!r}")
         if self.frozen_dtype not in DTYPES:
@@ -144,8 +151,7 @@ class PhaseConfig:
 
     def weight(self, example: Example) -> float:
         """Relative frequency of an example."""
-        by_source = self.source_weights.get(example.source, 1.0)
-        return self.source_weights.get(f"{example.source}/{example.kind}", by_source)
+        return source_weight(self.source_weights, example)
 
 
 @dataclass
@@ -184,6 +190,7 @@ def train_phase(
     cache: Path,
     validation: Sequence[Example] = (),
     vlum: Path | None = None,
+    teacher: Path | None = None,
     validate=None,
 ) -> Path:
     """Run one phase; returns the folder of its result, `output/result`. Resumable; a finished phase returns at once.
@@ -193,6 +200,7 @@ def train_phase(
         start: folder to start from (diffusers layout; base needs all but the unet).
         cache: folder of captions, maps and latents, shared by all phases.
         vlum: folder with captioner, captioner_processor and segmenter; None = `start` has them.
+        teacher: folder of a teacher's pictures (`train_teacher`), for `config.teacher_share`.
         validate: `validate(bundle, examples, step, output)` -> figures, called with each phase-2/3 checkpoint's bundle.
 
     Raises:
@@ -208,12 +216,13 @@ def train_phase(
         raise DataError(f"phase {config.phase}: no example of kinds {config.kinds} and sources {config.sources}")
     held_out = [example for example in validation if config.fits(example)]
     optimizer_class(config.loop.optimizer)  # raises now, not after the caches are filled
+    check_teacher(config, teacher)
     parts, vlum = Parts.load(start, config.frozen), vlum or start
     check_start(config, start)
     unet = _initial_unet(config, parts)
     processes = process_state()
     with processes.main_process_first():  # the others find everything made
-        latents, captions = _fill_caches(config, parts, chosen, cache, vlum)
+        latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher)
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
 
@@ -259,6 +268,17 @@ def check_start(config: PhaseConfig, start: Path) -> None:
         style = json.loads((start / bundle.INDEX).read_text()).get("map_style", config.map_style)
         if style != config.map_style:
             raise ValueError(f"map_style must be that of {start}, {style!r}, got {config.map_style!r}")
+
+
+def check_teacher(config: PhaseConfig, teacher: Path | None) -> None:
+    """`teacher_share` needs a folder of pictures.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if config.teacher_share and (teacher is None or not teacher.is_dir()):
+        given = "none was given" if teacher is None else f"{teacher} is not a folder"
+        raise ValueError(f"teacher_share needs the folder of a teacher's pictures (python -m train.teacher): {given}")
 
 
 def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
@@ -309,7 +329,7 @@ def prepare_unet(
 
 
 def _fill_caches(
-    config: PhaseConfig, parts: Parts, examples: list[Example], cache: Path, vlum: Path
+    config: PhaseConfig, parts: Parts, examples: list[Example], cache: Path, vlum: Path, teacher: Path | None
 ) -> tuple[LatentCache, CaptionCache]:
     """Make what is missing of captions, maps and latents; only what this phase reads.
 
@@ -333,7 +353,13 @@ def _fill_caches(
         captions = CaptionCache(cache, captioner, processor, always=config.own_captions)
         captions.fill(examples)
         captioner.to("cpu")
-    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed)
+    pictures = PictureFolder(teacher) if config.teacher_share else None
+    if pictures and (untaught := [e for e in examples if not pictures.path(e).is_file()]):
+        raise DataError(
+            f"{len(untaught)} of {len(examples)} photos have no picture in {teacher}, {untaught[0].visible.name} for "
+            "one: train the teacher on the kinds that the phase uses"
+        )
+    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, pictures, config.teacher_share)
     latents.fill(examples)
     parts.vae.to("cpu")
     return latents, captions

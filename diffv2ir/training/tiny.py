@@ -20,6 +20,7 @@ from diffv2ir.training.config import load_config
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import PhaseConfig, link_tree, train_phase
 from diffv2ir.training.segmenter import SegmenterConfig, train_segmenter
+from diffv2ir.training.teacher import TeacherConfig, load_network, train_teacher
 from diffv2ir.training.text import TextConfig, train_text
 from diffv2ir.training.validation import validate_bundle
 
@@ -70,7 +71,9 @@ def train_tiny(data: Path, output: Path, configs: Path, hold_phases: bool = Fals
 
     Raises:
         DataError: before anything is trained, naming the files.
+        TrainingError: before anything is trained, if the teacher's ImageNet weights are not installed.
     """
+    load_network()
     everything = read_examples(data, split="train")
     logger.info("checking %d examples", len(everything))
     check_examples(everything)
@@ -107,7 +110,8 @@ def _stages(
     def phase(name: str, start: Path, **options) -> Callable[[], Path]:
         return lambda: train_phase(
             load_config(configs / f"{name}.yaml", PhaseConfig), train, start, output / name,
-            cache=cache, validation=validation, validate=validate_bundle, **options,
+            cache=cache, validation=validation, teacher=output / "teacher" / "pictures", validate=validate_bundle,
+            **options,
         )  # fmt: skip
 
     return [
@@ -115,12 +119,14 @@ def _stages(
         Stage("tokenizer and text encoder", 3, component(TextConfig, train_text, "text")),
         Stage("captioner", 5, component(CaptionerConfig, train_captioner, "captioner")),
         Stage("autoencoder", 12, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
+        Stage("teacher", 8, component(TeacherConfig, train_teacher, "teacher")),
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
         Stage("text-to-image base", 5, phase("base", parts, vlum=vlum)),
         Stage("phase 1, infrared prior", 4, phase("phase1", output / "base" / "result")),
         Stage("phase 2, half size", 28, phase("phase2-small", output / "phase1" / "result", vlum=vlum)),
         Stage("phase 2, half size, edges", 20, phase("phase2-edges", output / "phase2-small" / "result")),
-        Stage("phase 2, full size", 24, phase("phase2", output / "phase2-edges" / "result")),
+        Stage("phase 2, half size, teacher", 40, phase("phase2-teacher", output / "phase2-edges" / "result")),
+        Stage("phase 2, full size", 24, phase("phase2", output / "phase2-teacher" / "result")),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
     ]

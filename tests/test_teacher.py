@@ -1,0 +1,158 @@
+"""The teacher of phase 2: its pictures, its training, and what they change in the latents."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_vae
+from make_data import draw_scene, make_manifest_dataset
+from PIL import Image
+
+from diffv2ir import efficientnet
+from diffv2ir.data import DataError, read_examples
+from diffv2ir.pipeline import latent_stride
+from diffv2ir.training import loop as loop_module
+from diffv2ir.training.cache import LatentCache, PictureFolder, ViewConfig, Views, encode_mode, file_hash
+from diffv2ir.training.images import to_tensor
+from diffv2ir.training.loop import LoopConfig, TrainingError
+from diffv2ir.training.phases import PhaseConfig, train_phase
+from diffv2ir.training.teacher import STRIDE, PictureDecoder, TeacherConfig, load_network, predict, train_teacher
+
+pytestmark = pytest.mark.skipif(
+    not efficientnet.has_frechet_weights(), reason="the network with ImageNet weights is not installed"
+)
+
+LOOP = LoopConfig(steps=2, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5)
+CONFIG = TeacherConfig(LOOP, ViewConfig(resize=72, crop=64, variants=2), width=16)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    return read_examples(make_manifest_dataset(tmp_path_factory.mktemp("data")), split="train")
+
+
+@pytest.fixture(scope="module")
+def taught(examples, tmp_path_factory):
+    run = tmp_path_factory.mktemp("teacher")
+    return PictureFolder(train_teacher(examples, run, replace(CONFIG, members=2)))
+
+
+def test_every_photo_has_a_gray_picture_of_its_size(examples, taught):
+    pairs = [example for example in examples if example.kind == "pairs"]
+    assert len(list(taught.folder.rglob("*.png"))) == len(pairs)
+    for example in pairs:
+        with Image.open(taught.path(example)) as picture, Image.open(example.visible) as photo:
+            assert (picture.mode, picture.size) == ("L", photo.size)
+
+
+def test_a_finished_teacher_is_not_trained_again_and_a_lost_picture_is_made_again(examples, taught, monkeypatch):
+    trained, run = [], loop_module.Loop.run
+    monkeypatch.setattr(loop_module.Loop, "run", lambda self: trained.append(self.name) or run(self))
+    lost = taught.path(examples[0])
+    before = lost.read_bytes()
+    lost.unlink()
+    train_teacher(examples, taught.folder.parent, replace(CONFIG, members=2))
+    assert not trained and lost.read_bytes() == before
+
+    # A member that is missing is trained, the others are kept; each has its own random numbers.
+    train_teacher(examples, taught.folder.parent, replace(CONFIG, members=3))
+    assert trained == ["teacher"]
+    hashes = {file_hash(path) for path in taught.folder.parent.glob("member*/decoder.safetensors")}
+    assert len(hashes) == 3
+
+
+def test_it_learns(examples, tmp_path):
+    """Infrared is the photo's inverse here: after some steps the error is far below that of the best constant."""
+    loop = replace(LOOP, steps=60, batch_size=6, learning_rate=1e-2, warmup_steps=5, log_every=10)
+    train_teacher(examples, tmp_path, replace(CONFIG, loop=loop, width=16, dropout=0.0))
+    history = json.loads((tmp_path / "member0" / "history.json").read_text())["history"]
+    levels = [np.asarray(Image.open(example.infrared), dtype=float) / 255 for example in examples if example.visible]
+    assert history[-1]["loss"] < 0.3 * np.mean([level.var() for level in levels])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (70, 65), (65, 97), (33, 200)])
+def test_decoder_and_picture_for_any_size(size):
+    decoder = PictureDecoder(16, 0.2).eval()
+    photo, _ = draw_scene(3, size)
+    picture = predict([decoder], load_network(), photo, 64)
+    assert (picture.mode, picture.size) == ("L", size)
+    maps = [
+        torch.randn(2, channels, 16 // 2**level, 12 // 2**level) for level, channels in enumerate((24, 40, 112, 320))
+    ]
+    assert decoder(torch.randn(2, 3, 16, 12), maps, torch.randn(2, 1280)).shape == (2, 1, 16, 12)
+    assert STRIDE == 4
+
+
+def test_the_picture_of_a_mirror_image_is_the_mirror_image_of_the_picture():
+    torch.manual_seed(0)
+    decoders = [PictureDecoder(16, 0.2).eval() for _ in range(2)]
+    photo, _ = draw_scene(5, (96, 64))
+    mirror = Image.Transpose.FLIP_LEFT_RIGHT
+    one, other = (
+        predict(decoders, load_network(), photo, 64),
+        predict(decoders, load_network(), photo.transpose(mirror), 64),
+    )
+    difference = np.abs(np.asarray(one, dtype=int) - np.asarray(other.transpose(mirror), dtype=int))
+    assert difference.max() <= 1 and np.asarray(one).std() > 0
+
+
+def test_share_of_the_teacher_in_the_target(examples, taught, tmp_path):
+    view, vae = ViewConfig(resize=72, crop=64, variants=1), make_vae().eval()
+    example = examples[0]
+
+    def infrared(*teacher):
+        cache = LatentCache(tmp_path, vae, view, None, 0, *teacher)
+        cache.fill([example])
+        return cache.load(example, 0)
+
+    plain, whole, half = infrared(), infrared(taught, 1.0), infrared(taught, 0.5)
+    assert torch.equal(plain["visible"], whole["visible"])
+    assert not torch.equal(plain["infrared"], half["infrared"])
+    stride = latent_stride(vae)
+    views, side = Views(view, 0, stride), 64 // stride
+    roles = {"infrared": example.infrared, "teacher": taught.path(example)}
+    cut = views.cut(roles, example, 0)
+    place = views.place(example, 0, tuple(length // stride - side for length in cut["teacher"].size[::-1]))
+    for stored, picture in (
+        (whole, cut["teacher"]), (half, Image.blend(cut["infrared"], cut["teacher"], 0.5))
+    ):  # fmt: skip
+        latent = encode_mode(vae, to_tensor(picture)[None])[0, :, place[0] :, place[1] :][:, :side, :side]
+        torch.testing.assert_close(stored["infrared"], latent, atol=2e-3, rtol=1e-2)
+    # Without a share the entries are those of a cache without a teacher.
+    entries = len(list(tmp_path.rglob("*.safetensors")))
+    assert torch.equal(infrared(taught, 0.0)["infrared"], plain["infrared"])
+    assert len(list(tmp_path.rglob("*.safetensors"))) == entries
+
+
+def test_bad_shares_and_missing_pictures_are_named(examples, bundle_folder, tmp_path):
+    config = PhaseConfig("2", LOOP, view=CONFIG.view, teacher_share=0.5)
+    with pytest.raises(ValueError, match=r"teacher_share must lie in \[0, 1\], got 1.5"):
+        replace(config, teacher_share=1.5)
+    with pytest.raises(ValueError, match="teacher_share is for phases 2 and 3"):
+        replace(config, phase="base")
+
+    def train(teacher):
+        train_phase(config, examples, bundle_folder, tmp_path / "run", cache=tmp_path / "cache", teacher=teacher)
+
+    with pytest.raises(ValueError, match="train.teacher.: none was given"):
+        train(None)
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
+        train(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"7 of 7 photos have no picture in .*empty"):
+        train(tmp_path / "empty")
+
+
+def test_a_missing_network_is_explained(examples, tmp_path, monkeypatch):
+    def missing():
+        raise ModuleNotFoundError("pip install it")
+
+    monkeypatch.setattr("diffv2ir.training.teacher.imagenet_network", missing)
+    with pytest.raises(TrainingError, match="pip install it"):
+        train_teacher(examples, tmp_path, CONFIG)
+    with pytest.raises(ValueError, match="members must be at least 1, got 0"):
+        replace(CONFIG, members=0)
+    with pytest.raises(ValueError, match="width must be a multiple of 16, got 24"):
+        replace(CONFIG, width=24)
