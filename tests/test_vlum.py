@@ -123,6 +123,18 @@ def test_masks_follow_the_photo_if_asked_to(bundle_folder, monkeypatch):
     assert np.array_equal(followed, expected)
 
 
+def test_masks_are_whole_regions_of_the_photo_if_asked_to(bundle_folder, monkeypatch):
+    segmenter = SamSegmenter.from_pretrained(bundle_folder / "segmenter").eval()
+    pixels = np.full((64, 64, 3), 40, dtype=np.uint8)
+    pixels[:, 29:] = (200, 150, 90)
+    part = np.zeros((64, 64), dtype=bool)
+    part[:40, 32:] = True  # most of the right side
+    found_masks(monkeypatch, part)
+    segmenter.register_to_config(edge_radius=8, region_scale=100.0, min_mask_region_area=20)
+    (whole,) = segmenter.masks(Image.fromarray(pixels))
+    assert whole[:, 30:].all() and not whole[:, :28].any()
+
+
 def test_segmenter_is_the_same_after_saving_and_loading(segmenter, scenes, tmp_path):
     segmenter.save_pretrained(tmp_path)
     loaded = SamSegmenter.from_pretrained(tmp_path).eval()

@@ -1,4 +1,4 @@
-"""The tiny SAM: real classes at 240 px, taught by regions of the photo at several scales (`region_labels`).
+"""The tiny SAM: real classes at 256 px, taught by regions of the photo at several scales (`region_labels`).
 
 A point prompt has three true masks, the regions that hold it at a fine, a middle and a coarse scale, one for each of
 SAM's three outputs; the IoU head learns how well each output fits.
@@ -31,12 +31,12 @@ from diffv2ir.vlum.segment import PIXEL_MEAN, SamSegmenter
 logger = logging.getLogger(__name__)
 
 TINY_SAM = dict(
-    image_size=240, patch_size=10, embed_dim=96, depth=4, num_heads=4, window_size=8, global_attn_indexes=(1, 3),
+    image_size=256, patch_size=16, embed_dim=128, depth=4, num_heads=4, window_size=8, global_attn_indexes=(1, 3),
     prompt_dim=64, mask_in_chans=8, decoder_heads=4, decoder_mlp_dim=256,
-    points_per_side=12, points_per_batch=48,
-    # Its masks are soft: these thresholds let masks through that cover nearly all of a photo.
-    pred_iou_thresh=0.25, stability_score_thresh=0.2, stability_score_offset=0.4, box_nms_thresh=0.75,
-    min_mask_region_area=60, edge_radius=8,
+    points_per_side=8, points_per_batch=64,
+    # Its masks are soft and round: these let fifty a photo through, and give them the outlines of the photo.
+    pred_iou_thresh=0.12, stability_score_thresh=0.1, stability_score_offset=0.4, box_nms_thresh=0.7,
+    min_mask_region_area=80, edge_radius=12, region_scale=250.0,
 )  # fmt: skip
 
 # Size of the equal projections at the start, see `_look_where_the_prompt_is`.

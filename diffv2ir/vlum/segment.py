@@ -35,7 +35,9 @@ class SamSegmenter(ModelMixin, ConfigMixin):
     The defaults are SAM ViT-B. `image_size`, `patch_size` and `window_size` are in pixels and patches of the square
     the image is padded to; `points_per_side` to `min_mask_region_area` are those of `SamAutomaticMaskGenerator`.
     `edge_radius` > 0 is for a small model with coarse masks: their outlines are moved to the edges of the photo, by a
-    guided filter with windows of this many pixels of the padded square around each pixel.
+    guided filter with windows of this many pixels of the padded square around each pixel. `region_scale` > 0 then makes
+    each mask one of whole regions of the photo, those it covers by half: regions of graph segmentation (Felzenszwalb &
+    Huttenlocher 2004) at this scale. It needs `edge_radius`.
     """
 
     @register_to_config
@@ -61,6 +63,7 @@ class SamSegmenter(ModelMixin, ConfigMixin):
         box_nms_thresh: float = 0.7,
         min_mask_region_area: int = 0,
         edge_radius: int = 0,
+        region_scale: float = 0.0,
     ):
         super().__init__()
         side = image_size // patch_size
@@ -153,12 +156,24 @@ class SamSegmenter(ModelMixin, ConfigMixin):
         """Masks, best first, with the outlines of the photo; without specks, and without those that become alike."""
         kept: list[np.ndarray] = []
         smallest = max(1, self.config.min_mask_region_area)
-        for mask in follow_colours(masks, pixels.astype(np.float32) / 255, self.config.edge_radius):
+        followed = follow_colours(masks, pixels.astype(np.float32) / 255, self.config.edge_radius)
+        if self.config.region_scale:
+            from skimage.segmentation import felzenszwalb  # slow to import, and a full-size SAM never asks for it
+
+            regions = felzenszwalb(pixels, scale=self.config.region_scale, sigma=0.8, min_size=smallest)
+            followed = [_whole_regions(mask, regions) for mask in followed]
+        for mask in followed:
             for mode in ("holes", "islands"):
                 mask, _ = remove_small_regions(mask, smallest, mode)
             if mask.sum() >= smallest and all(_overlap(mask, one) < self.config.box_nms_thresh for one in kept):
                 kept.append(mask)
         return kept
+
+
+def _whole_regions(mask: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """The regions, numbered in an image (h, w), that a mask covers by half or more."""
+    covered = np.bincount(regions.ravel(), mask.ravel())
+    return (covered >= 0.5 * np.bincount(regions.ravel()))[regions]
 
 
 def _overlap(one: np.ndarray, other: np.ndarray) -> float:
