@@ -4,8 +4,8 @@
 
 A caption is right about the time if it says night or not as the person did; about the main thing if it names the first
 thing that the person's caption names; about a thing if both name it. Boundary recall is the share of the boundaries of
-graph segmentation (Felzenszwalb & Huttenlocher 2004, its middle scale as SAM's teacher) within `TOLERANCE` pixels of a
-boundary of the map; boundary precision the other way round.
+graph segmentation (Felzenszwalb & Huttenlocher 2004, at one scale for all) within `TOLERANCE` pixels of a boundary of
+the map; boundary precision the other way round.
 """
 
 from __future__ import annotations

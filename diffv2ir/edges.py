@@ -3,16 +3,20 @@
 Latents know a few hundred pixels a side, and of those a small model predicts the coarse ones best; where an edge lies,
 the photo knows to the pixel. Around each place the picture is taken as a straight line of the photo's brightness. The
 line is fitted where both are coarse and drawn where the photo is sharp, so a sky that the model made dark behind a tree
-that it made bright ends at the leaves.
+that it made bright ends at the leaves. The masks of a segmentation are coarse in the same way, and are treated alike.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
 
 # Variance of brightness, which spans [0, 1], below which the photo counts as flat: noise is no edge.
 _FLAT = 5e-4
+# The same for each of three colours, where a mask follows them.
+_FLAT_COLOUR = 1e-3
 
 
 def follow_edges(
@@ -48,6 +52,50 @@ def follow_edges(
         cv2.resize(mean(field), photo.shape[::-1], interpolation=cv2.INTER_LINEAR) for field in (slope, offset)
     )
     return (slope * photo + offset).clip(0, 1)
+
+
+def follow_colours(
+    masks: Iterable[np.ndarray], photo: np.ndarray, radius: int, flat: float = _FLAT_COLOUR
+) -> list[np.ndarray]:
+    """Masks whose outlines follow the photo's edges: the same filter with a plane in the three colours for a line.
+
+    Args:
+        masks: boolean (h, w).
+        photo: colours (h, w, 3), float32 in [0, 1].
+        radius: of the windows, in pixels, at least 1.
+        flat: see `_FLAT_COLOUR`.
+
+    Returns: boolean (h, w), one for each mask; empty where a mask has no colour of its own.
+    """
+    height, width = photo.shape[:2]
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT_101)
+
+    photo_mean = mean(photo)
+    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
+    products = mean(np.stack([photo[..., i] * photo[..., j] for i, j in pairs], axis=-1))  # [h, w, 6]
+    rr, rg, rb, gg, gb, bb = (
+        products[..., n] - photo_mean[..., i] * photo_mean[..., j] + flat * (i == j) for n, (i, j) in enumerate(pairs)
+    )
+    # The inverse of a symmetric 3 x 3 matrix from its cofactors.
+    cofactors = np.stack(
+        [gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg, rr * bb - rb * rb, rg * rb - rr * gb,
+         rr * gg - rg * rg], axis=-1,
+    )  # fmt: skip
+    cofactors /= (rr * cofactors[..., 0] + rg * cofactors[..., 1] + rb * cofactors[..., 2])[..., None]
+    inverse = cofactors[..., [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(height, width, 3, 3)
+
+    followed = []
+    for mask in masks:
+        levels = mask.astype(np.float32)
+        level_mean = mean(levels)
+        together = mean(photo * levels[..., None]) - photo_mean * level_mean[..., None]  # [h, w, 3]
+        slopes = (inverse * together[..., None, :]).sum(-1)
+        offset = level_mean - (slopes * photo_mean).sum(-1)
+        plane = mean(np.concatenate([slopes, offset[..., None]], axis=-1))  # [h, w, 4]
+        followed.append((plane[..., :3] * photo).sum(-1) + plane[..., 3] > 0.5)
+    return followed
 
 
 def brightness(image) -> np.ndarray:

@@ -63,7 +63,7 @@ COMPONENTS = {
         ["captioner", "captioner_processor"],
     ),
     "segmenter": Component(
-        train_segmenter, SegmenterConfig, dict(model=SMALL_SAM, scales=(20.0, 60.0, 180.0), points_per_image=3),
+        train_segmenter, SegmenterConfig, dict(model=SMALL_SAM, regions=(12, 6, 3), points_per_image=3),
         ["segmenter"],
     ),
 }  # fmt: skip
@@ -220,13 +220,34 @@ def test_prompts_lie_inside_their_masks():
         assert [int(m.sum()) for m in mask] == [2, 10, 30]
 
 
+def test_prompts_start_by_looking_at_their_own_place():
+    torch.manual_seed(0)
+    segmenter = SamSegmenter(**{**SMALL_SAM, "image_size": 128, "prompt_dim": 64})
+    segmenter_module._look_where_the_prompt_is(segmenter)
+    sam = segmenter.sam
+    attention = sam.mask_decoder.transformer.final_attn_token_to_image
+    places = sam.prompt_encoder.get_dense_pe()[0].flatten(1).T  # [8 * 8, 64]
+    products = attention.q_proj(places) @ attention.k_proj(places).T
+    assert torch.equal(products.argmax(1), torch.arange(64))
+
+
+def test_every_second_prompt_lies_in_any_of_the_finest_regions():
+    labels = np.zeros((1, 100, 100), dtype=np.uint16)
+    labels[0, :2, :2] = 1  # 1 pixel in 2,500
+    generator = torch.Generator().manual_seed(0)
+    image = np.zeros((100, 100, 3), dtype=np.uint8)
+    masks = segmenter_module._draw_prompts(image, labels, 400, 100, generator)[2]
+    small = (masks[:, 0].sum((1, 2)) == 4).sum()
+    assert 60 <= small <= 140  # about half of every second one
+
+
 def test_images_of_equal_names_have_their_own_teachers(tmp_path):
     paths = [tmp_path / name / "same.png" for name in "ab"]
     for number, path in enumerate(paths):
         path.parent.mkdir()
         draw_scene(number, (32, 24))[0].save(path)
     for _ in range(2):  # made, then read
-        _, labels = segmenter_module._teach(paths, tmp_path / "teacher", (20.0,), 32)
+        _, labels = segmenter_module._teach(paths, tmp_path / "teacher", (8,), 32)
         assert not np.array_equal(labels[0], labels[1])
 
 

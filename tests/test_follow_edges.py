@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from make_data import draw_scene, make_manifest_dataset
 
 from diffv2ir.data import read_examples
-from diffv2ir.edges import brightness, follow_edges
+from diffv2ir.edges import brightness, follow_colours, follow_edges
 from diffv2ir.training.cache import LatentCache, ViewConfig
 from diffv2ir.training.images import to_tensor
 
@@ -85,3 +85,59 @@ def test_views_of_a_pair(tmp_path, bundle_folder, radius, follows):
 def test_a_negative_radius_is_refused():
     with pytest.raises(ValueError, match="edge_radius must be at least 0, got -1"):
         ViewConfig(edge_radius=-1)
+
+
+# Masks
+
+
+@pytest.fixture
+def disc():
+    """A green disc on red of the same brightness (64, 64, 3), and its true mask."""
+    rows, columns = np.mgrid[:64, :64]
+    true = (rows - 32) ** 2 + (columns - 30) ** 2 < 18**2
+    photo = np.where(true[..., None], (0.1, 0.6, 0.3), (0.8, 0.25, 0.3)).astype(np.float32)
+    return photo, true
+
+
+def blocks_of(mask: np.ndarray, size: int) -> np.ndarray:
+    """A mask of whole blocks: those that it fills by half."""
+    share = cv2.resize(mask.astype(np.float32), None, fx=1 / size, fy=1 / size, interpolation=cv2.INTER_AREA)
+    return np.kron(share > 0.5, np.ones((size, size))) > 0
+
+
+def test_blocky_masks_get_the_outline_of_a_colour(disc):
+    photo, true = disc
+    blocky = blocks_of(true, 8)
+    inside, outside = follow_colours([blocky, ~blocky], photo, radius=8)
+    assert inside.dtype == bool and inside.shape == true.shape
+    assert (blocky != true).sum() > 100 and (inside != true).sum() <= 10
+    assert np.array_equal(inside, ~outside)
+
+
+def test_masks_are_filtered_as_a_matrix_solver_would(disc):
+    rng = np.random.default_rng(0)
+    photo = cv2.GaussianBlur(rng.random((40, 48, 3), dtype=np.float32), (0, 0), 1.5)
+    mask, radius = cv2.GaussianBlur(rng.random((40, 48), dtype=np.float32), (0, 0), 3) > 0.5, 5
+
+    def mean(values):
+        return cv2.blur(values, (11, 11), borderType=cv2.BORDER_REFLECT_101)
+
+    level = mask.astype(np.float32)
+    centre = mean(photo)
+    spread = np.stack([[mean(photo[..., i] * photo[..., j]) - centre[..., i] * centre[..., j] for i in range(3)]
+                       for j in range(3)])  # fmt: skip
+    together = np.stack([mean(photo[..., i] * level) - centre[..., i] * mean(level) for i in range(3)], axis=-1)
+    slopes = np.linalg.solve(np.moveaxis(spread, (0, 1), (2, 3)) + 1e-3 * np.eye(3), together[..., None])[..., 0]
+    offset = mean(level) - (slopes * centre).sum(-1)
+    expected = sum(mean(slopes[..., i]) * photo[..., i] for i in range(3)) + mean(offset) > 0.5
+    assert (follow_colours([mask], photo, radius)[0] != expected).mean() < 0.002
+
+
+def test_masks_of_a_photo_without_edges_stay_where_they_are():
+    mask = np.zeros((32, 48), dtype=bool)
+    mask[:, 24:] = True
+    assert np.array_equal(follow_colours([mask], np.full((32, 48, 3), 0.5, np.float32), radius=6)[0], mask)
+
+
+def test_no_mask_has_no_edges(disc):
+    assert follow_colours([], disc[0], radius=4) == []

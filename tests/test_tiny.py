@@ -19,7 +19,7 @@ SAM = dict(
 )  # fmt: skip
 LORA = {"rank": 2, "alpha": 2, "targets": ["to_q", "conv1"]}
 CONFIGS = {
-    "segmenter": {"loop": LOOP, "model": SAM, "scales": [20, 60, 180], "points_per_image": 2},
+    "segmenter": {"loop": LOOP, "model": SAM, "regions": [8, 4, 2], "points_per_image": 2},
     "text": {
         "loop": LOOP, "vocabulary": 600, "hidden_size": 16, "layers": 1, "heads": 2,
         "vision_size": 16, "vision_patch": 8,

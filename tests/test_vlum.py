@@ -96,6 +96,45 @@ def test_masks_are_sorted_and_have_the_shape_of_the_image(segmenter, size, shape
     assert areas == sorted(areas, reverse=True) and len(set(areas)) > 1
 
 
+def found_masks(monkeypatch, *masks):
+    """Let the mask generator find these, best first."""
+    records = [
+        {"segmentation": mask, "area": int(mask.sum()), "predicted_iou": 1 - 0.1 * n} for n, mask in enumerate(masks)
+    ]
+    monkeypatch.setattr(segment.SamAutomaticMaskGenerator, "generate", lambda self, pixels: list(records))
+
+
+def test_masks_follow_the_photo_if_asked_to(bundle_folder, monkeypatch):
+    segmenter = SamSegmenter.from_pretrained(bundle_folder / "segmenter").eval()
+    pixels = np.full((64, 64, 3), 40, dtype=np.uint8)
+    pixels[:, 29:] = (200, 150, 90)
+    coarse, other, speck = np.zeros((3, 64, 64), dtype=bool)
+    coarse[:, 32:] = True
+    coarse[10, 10] = True
+    other[:, 30:] = True  # becomes the same as `coarse`
+    speck[50:52, 50:52] = True
+    found_masks(monkeypatch, coarse, other, speck)
+    assert segmenter.config.edge_radius == 0  # off unless asked for
+    assert [int(mask.sum()) for mask in segmenter.masks(Image.fromarray(pixels))] == [2176, 2049, 4]
+    segmenter.register_to_config(edge_radius=8, min_mask_region_area=20)
+    (followed,) = segmenter.masks(Image.fromarray(pixels))
+    expected = np.zeros((64, 64), dtype=bool)
+    expected[:, 29:] = True
+    assert np.array_equal(followed, expected)
+
+
+def test_masks_are_whole_regions_of_the_photo_if_asked_to(bundle_folder, monkeypatch):
+    segmenter = SamSegmenter.from_pretrained(bundle_folder / "segmenter").eval()
+    pixels = np.full((64, 64, 3), 40, dtype=np.uint8)
+    pixels[:, 29:] = (200, 150, 90)
+    part = np.zeros((64, 64), dtype=bool)
+    part[:40, 32:] = True  # most of the right side
+    found_masks(monkeypatch, part)
+    segmenter.register_to_config(edge_radius=8, region_scale=100.0, min_mask_region_area=20)
+    (whole,) = segmenter.masks(Image.fromarray(pixels))
+    assert whole[:, 30:].all() and not whole[:, :28].any()
+
+
 def test_segmenter_is_the_same_after_saving_and_loading(segmenter, scenes, tmp_path):
     segmenter.save_pretrained(tmp_path)
     loaded = SamSegmenter.from_pretrained(tmp_path).eval()

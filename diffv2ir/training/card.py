@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 STAGES = {
-    "segmenter": "SAM (point prompts, graph segmentation as teacher)",
+    "segmenter": "SAM (point prompts, merged regions as teacher)",
     "text": "tokenizer and CLIP text encoder",
     "captioner": "BLIP",
     "autoencoder": "AutoencoderTiny",

@@ -14,7 +14,9 @@ from diffusers.configuration_utils import register_to_config
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.utils.amg import remove_small_regions
 
+from diffv2ir.edges import follow_colours
 from diffv2ir.settings import MAP_STYLES
 
 PIXEL_MEAN, PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -31,7 +33,11 @@ class SamSegmenter(ModelMixin, ConfigMixin):
     """segment-anything's `Sam` in the diffusers layout, with the parameters of its automatic mask generator.
 
     The defaults are SAM ViT-B. `image_size`, `patch_size` and `window_size` are in pixels and patches of the square
-    the image is padded to; `points_per_side` to `stability_score_offset` are those of `SamAutomaticMaskGenerator`.
+    the image is padded to; `points_per_side` to `min_mask_region_area` are those of `SamAutomaticMaskGenerator`.
+    `edge_radius` > 0 is for a small model with coarse masks: their outlines are moved to the edges of the photo, by a
+    guided filter with windows of this many pixels of the padded square around each pixel. `region_scale` > 0 then makes
+    each mask one of whole regions of the photo, those it covers by half: regions of graph segmentation (Felzenszwalb &
+    Huttenlocher 2004) at this scale. It needs `edge_radius`.
     """
 
     @register_to_config
@@ -56,6 +62,8 @@ class SamSegmenter(ModelMixin, ConfigMixin):
         stability_score_offset: float = 1.0,
         box_nms_thresh: float = 0.7,
         min_mask_region_area: int = 0,
+        edge_radius: int = 0,
+        region_scale: float = 0.0,
     ):
         super().__init__()
         side = image_size // patch_size
@@ -137,8 +145,40 @@ class SamSegmenter(ModelMixin, ConfigMixin):
             box_nms_thresh=self.config.box_nms_thresh,
             min_mask_region_area=self.config.min_mask_region_area,
         )
-        found = sorted(generator.generate(pixels), key=lambda entry: -entry["area"])
-        return [entry["segmentation"] for entry in found]
+        found = generator.generate(pixels)
+        if self.config.edge_radius:
+            found.sort(key=lambda entry: -entry["predicted_iou"])
+            masks = self._follow_edges([entry["segmentation"] for entry in found], pixels)
+            return sorted(masks, key=lambda mask: -int(mask.sum()))
+        return [entry["segmentation"] for entry in sorted(found, key=lambda entry: -entry["area"])]
+
+    def _follow_edges(self, masks: list[np.ndarray], pixels: np.ndarray) -> list[np.ndarray]:
+        """Masks, best first, with the outlines of the photo; without specks, and without those that become alike."""
+        kept: list[np.ndarray] = []
+        smallest = max(1, self.config.min_mask_region_area)
+        followed = follow_colours(masks, pixels.astype(np.float32) / 255, self.config.edge_radius)
+        if self.config.region_scale:
+            from skimage.segmentation import felzenszwalb  # slow to import, and a full-size SAM never asks for it
+
+            regions = felzenszwalb(pixels, scale=self.config.region_scale, sigma=0.8, min_size=smallest)
+            followed = [_whole_regions(mask, regions) for mask in followed]
+        for mask in followed:
+            for mode in ("holes", "islands"):
+                mask, _ = remove_small_regions(mask, smallest, mode)
+            if mask.sum() >= smallest and all(_overlap(mask, one) < self.config.box_nms_thresh for one in kept):
+                kept.append(mask)
+        return kept
+
+
+def _whole_regions(mask: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """The regions, numbered in an image (h, w), that a mask covers by half or more."""
+    covered = np.bincount(regions.ravel(), mask.ravel())
+    return (covered >= 0.5 * np.bincount(regions.ravel()))[regions]
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two masks."""
+    return np.count_nonzero(one & other) / np.count_nonzero(one | other)
 
 
 def segmentation_colour(number: int) -> tuple[int, int, int]:
