@@ -15,12 +15,12 @@ from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
 
 CANDIDATES = [
-    *[dict(steps=1, edge_radius=radius) for radius in (0, 4, 6, 10)],
-    *[dict(steps=1, edge_radius=6, visible_scale=scale) for scale in (1.5, 2)],
-    dict(steps=1, edge_radius=6, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5),
-    *[dict(steps=1, edge_radius=6, visible_scale=1.5, resolution=resolution) for resolution in (192, 320)],
-    *[dict(steps=steps, edge_radius=6, visible_scale=1.5) for steps in (4, 10)],
-    dict(steps=10, edge_radius=6, visible_scale=1.5, sampler="euler_ancestral"),
+    *[dict(steps=1, edge_radius=6, resolution=resolution) for resolution in (128, 160, 192, 256)],
+    *[dict(steps=1, edge_radius=radius, resolution=160) for radius in (0, 3, 10)],
+    *[dict(steps=1, edge_radius=6, resolution=160, visible_scale=scale) for scale in (1.25, 1.5)],
+    dict(steps=1, edge_radius=6, resolution=160, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5),
+    *[dict(steps=steps, edge_radius=6, resolution=160) for steps in (4, 10)],
+    dict(steps=10, edge_radius=6, resolution=160, sampler="euler_ancestral"),
 ]
 
 
