@@ -91,7 +91,7 @@ class Comparison:
         if not (folder / "result").is_dir():
             self._need("ip2p", folder, "start")
             options = self.options
-            train_ip2p(options.data, options.start, self.pipe.folder, folder, options.share)
+            train_ip2p(options.data, options.start, self.pipe.folder, folder, options.share, teacher=options.teacher)
         asked = argparse.Namespace(**{**vars(self.options), "bundle": str(folder / "result")})
         return load_pipeline(asked)
 
@@ -131,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--limit", type=int, metavar="N", help="score N pairs, evenly spread")
     result.add_argument("--minutes", type=float, help="training time of regression and pix2pix each, where not done")
     result.add_argument("--start", type=Path, help="result of phase 1, to train ip2p from where it is not done")
+    result.add_argument("--teacher", type=Path, help="pictures/ of a train.teacher run, to train ip2p with as ours was")
     result.add_argument("--share", type=float, default=1.0, help="part of our steps for ip2p (default: as many)")
     result.add_argument("--sheet-scenes", type=int, default=14, metavar="N", help="rows of the sheet (default: 14)")
     result.add_argument("--sheet-seed", type=int, default=0, metavar="N", help="draws the scenes of the sheet")

@@ -54,18 +54,16 @@ def follow_edges(
     return (slope * photo + offset).clip(0, 1)
 
 
-def follow_colours(
-    masks: Iterable[np.ndarray], photo: np.ndarray, radius: int, flat: float = _FLAT_COLOUR
-) -> list[np.ndarray]:
+def follow_colours(masks: Iterable[np.ndarray], photo: np.ndarray, radius: int) -> list[np.ndarray]:
     """Masks whose outlines follow the photo's edges: the same filter with a plane in the three colours for a line.
 
     Args:
         masks: boolean (h, w).
         photo: colours (h, w, 3), float32 in [0, 1].
         radius: of the windows, in pixels, at least 1.
-        flat: see `_FLAT_COLOUR`.
 
-    Returns: boolean (h, w), one for each mask; empty where a mask has no colour of its own.
+    Returns: boolean (h, w), one for each mask. Where the photo is flat it is the blurred mask: what is small beside the
+    window vanishes.
     """
     height, width = photo.shape[:2]
 
@@ -76,7 +74,8 @@ def follow_colours(
     pairs = [(i, j) for i in range(3) for j in range(i, 3)]
     products = mean(np.stack([photo[..., i] * photo[..., j] for i, j in pairs], axis=-1))  # [h, w, 6]
     rr, rg, rb, gg, gb, bb = (
-        products[..., n] - photo_mean[..., i] * photo_mean[..., j] + flat * (i == j) for n, (i, j) in enumerate(pairs)
+        products[..., n] - photo_mean[..., i] * photo_mean[..., j] + _FLAT_COLOUR * (i == j)
+        for n, (i, j) in enumerate(pairs)
     )
     # The inverse of a symmetric 3 x 3 matrix from its cofactors.
     cofactors = np.stack(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.configuration_utils import FrozenDict
 from make_data import draw_scene, make_manifest_dataset
 from PIL import Image
 from safetensors.torch import load_file
@@ -270,6 +271,16 @@ def test_map_depends_on_content_weights_settings_and_style(examples, segmenter, 
     file_hash.cache_clear()
     paths.append(MapCache(tmp_path, segmenter, "regions").path(example))
     assert len(set(paths)) == 5
+
+
+def test_settings_that_are_off_leave_a_map_where_it_was(examples, segmenter, tmp_path):
+    """A segmenter that was saved before there were `edge_radius` and `region_scale` has no such settings."""
+    off = MapCache(tmp_path, segmenter, "regions").path(examples[0])
+    earlier = {key: value for key, value in segmenter.config.items() if key not in ("edge_radius", "region_scale")}
+    segmenter.register_to_config(edge_radius=8)
+    assert MapCache(tmp_path, segmenter, "regions").path(examples[0]) != off
+    segmenter._internal_dict = FrozenDict(earlier)
+    assert MapCache(tmp_path, segmenter, "regions").path(examples[0]) == off
 
 
 def test_map_does_not_depend_on_the_folder_of_the_segmenter(examples, bundle_folder, tmp_path):

@@ -11,6 +11,7 @@ from diffv2ir.training.config import load_config
 from diffv2ir.training.loop import LoopConfig
 from diffv2ir.training.phases import LoraSettings, PhaseConfig
 from diffv2ir.training.segmenter import SegmenterConfig
+from diffv2ir.training.teacher import TeacherConfig
 from diffv2ir.training.text import TextConfig
 from diffv2ir.training.tiny import STYLES
 
@@ -19,6 +20,7 @@ COMPONENTS = {
     "autoencoder": AutoencoderConfig,
     "captioner": CaptionerConfig,
     "segmenter": SegmenterConfig,
+    "teacher": TeacherConfig,
     "text": TextConfig,
 }
 
@@ -67,6 +69,12 @@ def test_full_size_is_the_papers_batch_on_every_card(phase):
         assert config.loop.share(1)[1] < 32
         loop = dataclasses.replace(config.loop, **{name: getattr(paper.loop, name) for name in saving})
         assert dataclasses.replace(config, loop=loop, gradient_checkpointing=False, frozen_dtype="fp32") == paper
+
+
+@pytest.mark.parametrize("regions", ["[60, 28]", "[12, 28, 60]", "[60, 28, 0]"])
+def test_regions_that_sam_cannot_learn_are_refused(load, regions):
+    with pytest.raises(ValueError, match="regions must be three numbers that fall"):
+        load(f"{{loop: {{steps: 1}}, regions: {regions}}}", SegmenterConfig)
 
 
 def test_values_become_the_types_of_the_fields(load):

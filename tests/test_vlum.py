@@ -135,6 +135,19 @@ def test_masks_are_whole_regions_of_the_photo_if_asked_to(bundle_folder, monkeyp
     assert whole[:, 30:].all() and not whole[:, :28].any()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"edge_radius": -1}, "edge_radius must be at least 0, got -1"),
+        ({"region_scale": 100.0}, "region_scale 100.0 needs an edge_radius above 0"),
+    ],
+)
+def test_outlines_that_cannot_be_are_refused(segmenter, options, message):
+    settings = {key: value for key, value in segmenter.config.items() if key[0] != "_"}
+    with pytest.raises(ValueError, match=message):
+        SamSegmenter(**settings | options)
+
+
 def test_segmenter_is_the_same_after_saving_and_loading(segmenter, scenes, tmp_path):
     segmenter.save_pretrained(tmp_path)
     loaded = SamSegmenter.from_pretrained(tmp_path).eval()

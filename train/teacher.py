@@ -19,7 +19,8 @@ def main() -> None:
 
     def train() -> Path:
         config = load_config(arguments.config, TeacherConfig)
-        examples, _ = split_validation(read_examples(arguments.data, split="train", kinds=config.kinds))
+        examples = read_examples(arguments.data, split="train", kinds=config.kinds)
+        examples, _ = split_validation(examples, config.validation_fraction)
         check_examples(examples)
         return train_teacher(examples, arguments.output, config)
 

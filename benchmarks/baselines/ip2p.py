@@ -1,6 +1,7 @@
 """InstructPix2Pix's way (Brooks et al. 2023) with our network: photo and one instruction, no caption, no map.
 
-`python -m benchmarks.baselines.ip2p --data DATASET --start runs/tiny/phase1/result --vlum runs/tiny/vlum --run RUN`
+`python -m benchmarks.baselines.ip2p --data DATASET --start runs/tiny/phase1/result --vlum runs/tiny/vlum
+--teacher runs/tiny/teacher/pictures --run RUN`
 
 Every stage of our phase 2 with its own configuration, but for the prompt, which is always "turn the visible image into
 infrared", and the map, which is always null. The result is a bundle; `translate` gives it the same conditions in use.
@@ -28,12 +29,21 @@ STAGES = ("phase2-small", "phase2-edges", "phase2")
 CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "tiny"
 
 
-def train_ip2p(data: Path, start: Path, vlum: Path, output: Path, share: float = 1.0, configs: Path = CONFIGS) -> Path:
+def train_ip2p(
+    data: Path,
+    start: Path,
+    vlum: Path,
+    output: Path,
+    share: float = 1.0,
+    configs: Path = CONFIGS,
+    teacher: Path | None = None,
+) -> Path:
     """Train the stages of phase 2 without caption and map; returns the bundle, `output/result`. Resumable.
 
     Args:
         start: where our phase 2 starts, too. vlum: captioner and segmenter; a bundle has them, but they are not used.
         share: part of the steps of each stage's configuration.
+        teacher: folder of the pictures of our teacher, which is its teacher, too.
 
     Raises:
         DataError, TrainingError, ValueError: as `train_phase`; or share is not in (0, 1].
@@ -44,7 +54,7 @@ def train_ip2p(data: Path, start: Path, vlum: Path, output: Path, share: float =
     for stage in STAGES:
         config = without_conditions(load_config(configs / f"{stage}.yaml", PhaseConfig), share)
         folder = output if stage == STAGES[-1] else output / stage
-        start = train_phase(config, examples, start, folder, cache=output / "cache", vlum=vlum)
+        start = train_phase(config, examples, start, folder, cache=output / "cache", vlum=vlum, teacher=teacher)
     return start
 
 
@@ -70,11 +80,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--start", type=Path, required=True, help="result of phase 1, as for our phase 2")
     parser.add_argument("--vlum", type=Path, required=True, help="folder with captioner and segmenter, or a bundle")
+    parser.add_argument("--teacher", type=Path, help="folder pictures/ of a train.teacher run, as for our phase 2")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; start again to resume")
     parser.add_argument("--share", type=float, default=1.0, help="part of our steps (default: as many)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     options = parser.parse_args()
-    run(lambda: train_ip2p(options.data, options.start, options.vlum, options.run, options.share), options.threads)
+    run(
+        lambda: train_ip2p(
+            options.data, options.start, options.vlum, options.run, options.share, teacher=options.teacher
+        ),
+        options.threads,
+    )
 
 
 if __name__ == "__main__":

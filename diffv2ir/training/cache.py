@@ -1,9 +1,10 @@
 """Captions, segmentation maps and latents, made once per image and kept on disk, keyed by content.
 
-A latent key holds the hashes of the images, of the autoencoder's weights and of the crop: changing any of them makes a
-new entry, and nothing stale is ever read. Each example has `variants` different views (resize to 286, flip; the same
-for visible, infrared and map, as in the paper); epoch e of a training uses a random 256 crop, cut from the latents, of
-view e mod `variants`. Few pairs are stretched further by zooming in, and by other exposures of the visible photo.
+A latent key holds the hashes of the images (a teacher's too), of the autoencoder's weights and of the crop: changing
+any of them makes a new entry, and nothing stale is ever read. Each example has `variants` different views (resize to
+286, flip; the same for visible, infrared and map, as in the paper); epoch e of a training uses a random 256 crop, cut
+from the latents, of view e mod `variants`. Few pairs are stretched further by zooming in, and by other exposures of
+the visible photo.
 """
 
 from __future__ import annotations
@@ -134,7 +135,12 @@ class MapCache:
     def __init__(self, folder: Path, segmenter: SamSegmenter, style: str):
         self.folder, self.segmenter, self.style = folder / "maps", segmenter, style
         # Without "_name_or_path": the same model in another folder draws the same maps.
-        settings = {key: value for key, value in segmenter.config.items() if not key.startswith("_")}
+        # Without what is off: settings that came later change no map of a model that does not use them.
+        settings = {
+            key: value
+            for key, value in segmenter.config.items()
+            if not key.startswith("_") and (key not in ("edge_radius", "region_scale") or value)
+        }
         self._model_hash = weights_hash(segmenter) + json.dumps(settings, sort_keys=True, default=str)
 
     def path(self, example: Example) -> Path:
@@ -213,7 +219,8 @@ class Views:
 class LatentCache:
     """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled.
 
-    With a teacher, the infrared picture is a mean of the real one and the teacher's, which weighs `teacher_share`.
+    With a teacher, (its pictures, a share in (0, 1]), the infrared picture is a mean of the real one and the teacher's,
+    which weighs that share.
 
     Raises:
         ValueError: the crop is not a whole number of latents.
@@ -226,8 +233,7 @@ class LatentCache:
         view: ViewConfig,
         maps: MapCache | None,
         seed: int = 0,
-        teacher: PictureFolder | None = None,
-        teacher_share: float = 0.0,
+        teacher: tuple[PictureFolder, float] | None = None,
     ):
         self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
         self._vae_hash = weights_hash(vae)
@@ -235,7 +241,7 @@ class LatentCache:
         if view.crop % self._stride:
             raise ValueError(f"crop must be a multiple of the autoencoder's {self._stride} pixels, got {view.crop}")
         self._cutter = Views(view, seed, self._stride)
-        self._teacher, self._teacher_share = teacher if teacher_share else None, teacher_share
+        self._teacher = teacher
 
     def roles(self, example: Example) -> dict[str, Path]:
         """The images of an example that are encoded."""
@@ -249,8 +255,9 @@ class LatentCache:
         views = self._cutter.cut(roles, example, variant)
         if self._teacher is not None:
             # Cut like the others. It has the photo's edges already.
-            taught = self._cutter.cut({"teacher": self._teacher.path(example)}, example, variant)["teacher"]
-            views["infrared"] = Image.blend(views["infrared"], taught, self._teacher_share)
+            pictures, share = self._teacher
+            taught = self._cutter.cut({"teacher": pictures.path(example)}, example, variant)["teacher"]
+            views["infrared"] = Image.blend(views["infrared"], taught, share)
         return views
 
     def fill(self, examples: Sequence[Example], batch_size: int = 8) -> None:
@@ -294,7 +301,7 @@ class LatentCache:
         if "segmentation" in (roles := self.roles(example)):  # the name of a map of ours is its content's key
             given = example.segmentation
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
-        taught = (file_hash(self._teacher.path(example)), self._teacher_share) if self._teacher else ()
+        taught = (file_hash(self._teacher[0].path(example)), self._teacher[1]) if self._teacher else ()
         key = _key(hashes, self._vae_hash, asdict(self.view) | {"variants": None}, variant, self.seed, *taught)
         return self.folder / key[:2] / f"{key}.safetensors"
 

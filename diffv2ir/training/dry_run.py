@@ -119,7 +119,7 @@ def dry_run(
     except ValueError as error:
         batch = None
         missing.append(str(error))
-    for check in (lambda: optimizer_class(config.loop.optimizer), lambda: check_teacher(config, teacher)):
+    for check in (lambda: optimizer_class(config.loop.optimizer), lambda: check_teacher(config, teacher, ())):
         try:
             check()
         except ValueError as error:

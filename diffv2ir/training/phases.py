@@ -204,8 +204,8 @@ def train_phase(
         validate: `validate(bundle, examples, step, output)` -> figures, called with each phase-2/3 checkpoint's bundle.
 
     Raises:
-        DataError: nothing to train on. TrainingError: see `Loop`. ValueError: `start` does not fit the phase, or the
-            optimizer's package is not installed.
+        DataError: nothing to train on, or the teacher has no picture for an example. TrainingError: see `Loop`.
+        ValueError: `start` does not fit the phase, the optimizer's package is not installed, or there is no teacher.
     """
     result = output / "result"
     if (result / "model_index.json").is_file():
@@ -216,7 +216,7 @@ def train_phase(
         raise DataError(f"phase {config.phase}: no example of kinds {config.kinds} and sources {config.sources}")
     held_out = [example for example in validation if config.fits(example)]
     optimizer_class(config.loop.optimizer)  # raises now, not after the caches are filled
-    check_teacher(config, teacher)
+    check_teacher(config, teacher, chosen)
     parts, vlum = Parts.load(start, config.frozen), vlum or start
     check_start(config, start)
     unet = _initial_unet(config, parts)
@@ -270,15 +270,20 @@ def check_start(config: PhaseConfig, start: Path) -> None:
             raise ValueError(f"map_style must be that of {start}, {style!r}, got {config.map_style!r}")
 
 
-def check_teacher(config: PhaseConfig, teacher: Path | None) -> None:
-    """`teacher_share` needs a folder of pictures.
+def check_teacher(config: PhaseConfig, teacher: Path | None, examples: Sequence[Example]) -> None:
+    """`teacher_share` needs a folder with a picture for each of the examples.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no folder. DataError: pictures are missing.
     """
     if config.teacher_share and (teacher is None or not teacher.is_dir()):
         given = "none was given" if teacher is None else f"{teacher} is not a folder"
         raise ValueError(f"teacher_share needs the folder of a teacher's pictures (python -m train.teacher): {given}")
+    if config.teacher_share and (untaught := [e for e in examples if not PictureFolder(teacher).path(e).is_file()]):
+        raise DataError(
+            f"{len(untaught)} of {len(examples)} photos have no picture in {teacher}, {untaught[0].visible.name} for "
+            "one: give OUTPUT/pictures of python -m train.teacher, trained on the kinds and scenes that the phase uses"
+        )
 
 
 def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
@@ -353,13 +358,8 @@ def _fill_caches(
         captions = CaptionCache(cache, captioner, processor, always=config.own_captions)
         captions.fill(examples)
         captioner.to("cpu")
-    pictures = PictureFolder(teacher) if config.teacher_share else None
-    if pictures and (untaught := [e for e in examples if not pictures.path(e).is_file()]):
-        raise DataError(
-            f"{len(untaught)} of {len(examples)} photos have no picture in {teacher}, {untaught[0].visible.name} for "
-            "one: train the teacher on the kinds that the phase uses"
-        )
-    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, pictures, config.teacher_share)
+    taught = (PictureFolder(teacher), config.teacher_share) if config.teacher_share else None
+    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught)
     latents.fill(examples)
     parts.vae.to("cpu")
     return latents, captions

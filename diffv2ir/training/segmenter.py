@@ -39,7 +39,7 @@ TINY_SAM = dict(
     min_mask_region_area=80, edge_radius=12, region_scale=250.0,
 )  # fmt: skip
 
-# Size of the equal projections at the start, see `_look_where_the_prompt_is`.
+# Size of the equal weights at the start, see `_look_where_the_prompt_is`.
 _FOCUS = 1.5
 
 
@@ -52,6 +52,10 @@ class SegmenterConfig:
     regions: tuple[int, ...] = (60, 28, 12)
     points_per_image: int = 12
     kinds: tuple[str, ...] = ("pairs",)
+
+    def __post_init__(self) -> None:
+        if len(self.regions) != 3 or not self.regions[0] > self.regions[1] > self.regions[2] > 0:
+            raise ValueError(f"regions must be three numbers that fall, one for each output of SAM, got {self.regions}")
 
 
 class SegmenterObjective(nn.Module):
@@ -116,7 +120,7 @@ def train_segmenter(examples: Sequence[Example], output: Path, config: Segmenter
 
 
 def _look_where_the_prompt_is(segmenter: SamSegmenter) -> None:
-    """Start attention between prompts and image with equal projections of queries and keys, and values handed on.
+    """Start attention between prompts and image with equal weights of queries and keys, and values handed on.
 
     (Mimetic initialisation, Trockman & Kolter 2023.) Both sides hold the same encoding of position, so that a prompt
     reads the image at its own place from the first step on, and what it has read is compared with every other place.

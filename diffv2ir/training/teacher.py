@@ -9,6 +9,7 @@ Neither network is needed to use the bundle, and neither is in it.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ _POOLED = 1280
 _GROUPS = 8
 # How its edges are those of the photo, in places of its coarse picture (`follow_edges`).
 _EDGE_RADIUS, _EDGE_BLUR = 4, 0.5
-_WEIGHTS = "decoder.safetensors"
+_WEIGHTS, _PICTURES = "decoder.safetensors", "pictures"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class TeacherConfig:
     Attributes:
         view: each view has one crop, whose features are made once.
         members: decoders that are trained, each from its own random numbers; the picture is the mean of theirs.
-        width: channels of a decoder, a multiple of 16.
+        width: channels of a decoder, a multiple of 8.
         dropout: share of the feature channels that a sample goes without.
-        kinds, source_weights: as in `PhaseConfig`.
+        kinds, source_weights, validation_fraction: as in `PhaseConfig`, and those of the phases that learn from it.
     """
 
     loop: LoopConfig
@@ -61,12 +62,13 @@ class TeacherConfig:
     dropout: float = 0.2
     kinds: tuple[str, ...] = ("pairs",)
     source_weights: dict[str, float] = field(default_factory=dict)
+    validation_fraction: float = 0.1
 
     def __post_init__(self) -> None:
         if self.members < 1:
             raise ValueError(f"members must be at least 1, got {self.members}")
-        if self.width % (2 * _GROUPS) or self.width < 1:
-            raise ValueError(f"width must be a multiple of {2 * _GROUPS}, got {self.width}")
+        if self.width % _GROUPS or self.width < 1:
+            raise ValueError(f"width must be a multiple of {_GROUPS}, got {self.width}")
 
 
 class PictureDecoder(nn.Module):
@@ -113,11 +115,12 @@ def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConf
     """Train on the pairs of `examples`; returns `output/pictures`, one gray PNG an example. Resumable, idempotent.
 
     Raises:
-        TrainingError: the package with the ImageNet weights is not installed.
+        TrainingError: the package with the ImageNet weights is not installed, or `output` holds a decoder of another
+            width. See also `Loop`.
     """
     network = load_network()
     chosen = [e for e in examples if e.kind in config.kinds and e.visible and e.infrared]
-    pictures = PictureFolder(output / "pictures")
+    pictures = PictureFolder(output / _PICTURES)
     decoders = _trained_decoders(network, chosen, output, config)
     missing = [example for example in chosen if not pictures.path(example).is_file()]
     for example in tqdm(missing, desc="teacher's pictures", disable=not missing, mininterval=5):
@@ -144,29 +147,40 @@ def _trained_decoders(
     """The members, after training. The features of all views stay in memory meanwhile: about 0.5 MB a view."""
     folders = [output / f"member{number}" for number in range(config.members)]
     if not all((folder / _WEIGHTS).is_file() for folder in folders):
+        shutil.rmtree(output / _PICTURES, ignore_errors=True)  # those of fewer decoders, or of others
         views, variants = Views(config.view, config.loop.seed), range(config.view.variants)
         seen = [
             [_look(views, example, variant, network, config.view.crop) for variant in variants]
             for example in tqdm(examples, desc="ImageNet features", mininterval=5)
         ]
-        weights = [source_weight(config.source_weights, example) for example in examples]
+        weights = None
+        if config.source_weights:
+            weights = [source_weight(config.source_weights, example) for example in examples]
         for number, folder in enumerate(folders):
             if not (folder / _WEIGHTS).is_file():
                 _train_decoder(seen, weights, folder, replace(config.loop, seed=config.loop.seed + number), config)
     decoders = [PictureDecoder(config.width, config.dropout).eval() for _ in folders]
     for decoder, folder in zip(decoders, folders, strict=True):
-        decoder.load_state_dict(load_file(folder / _WEIGHTS))
+        try:
+            decoder.load_state_dict(load_file(folder / _WEIGHTS))
+        except RuntimeError as error:
+            raise TrainingError(f"{folder} was trained with another width: choose another output folder") from error
     return decoders
 
 
 def _train_decoder(
-    seen: list[list[tuple[Tensor, ...]]], weights: list[float], output: Path, loop: LoopConfig, config: TeacherConfig
+    seen: list[list[tuple[Tensor, ...]]],
+    weights: list[float] | None,
+    output: Path,
+    loop: LoopConfig,
+    config: TeacherConfig,
 ) -> None:
     """Train one member on the crops of all examples, and write its weights into `output`."""
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
         drawn = [seen[draw.index][draw.epoch % config.view.variants] for draw in draws]
-        photos, infrared, pooled, *maps = (torch.stack(parts).float() for parts in zip(*drawn, strict=True))
+        device = next(model.parameters()).device
+        photos, infrared, pooled, *maps = (torch.stack(parts).to(device).float() for parts in zip(*drawn, strict=True))
         return {"loss": F.mse_loss(model(photos, maps, pooled), infrared)}
 
     torch.manual_seed(loop.seed)

@@ -37,7 +37,11 @@ class SamSegmenter(ModelMixin, ConfigMixin):
     `edge_radius` > 0 is for a small model with coarse masks: their outlines are moved to the edges of the photo, by a
     guided filter with windows of this many pixels of the padded square around each pixel. `region_scale` > 0 then makes
     each mask one of whole regions of the photo, those it covers by half: regions of graph segmentation (Felzenszwalb &
-    Huttenlocher 2004) at this scale. It needs `edge_radius`.
+    Huttenlocher 2004) at this scale. It needs `edge_radius`. With either, `min_mask_region_area` is also the least area
+    of these regions, and `box_nms_thresh` also the overlap (IoU) from which on two masks count as one.
+
+    Raises:
+        ValueError: a negative `edge_radius`, or a `region_scale` without one.
     """
 
     @register_to_config
@@ -66,6 +70,10 @@ class SamSegmenter(ModelMixin, ConfigMixin):
         region_scale: float = 0.0,
     ):
         super().__init__()
+        if edge_radius < 0:
+            raise ValueError(f"edge_radius must be at least 0, got {edge_radius}")
+        if region_scale and not edge_radius:
+            raise ValueError(f"region_scale {region_scale} needs an edge_radius above 0")
         side = image_size // patch_size
         self.sam = Sam(
             image_encoder=ImageEncoderViT(

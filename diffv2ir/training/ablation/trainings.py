@@ -11,8 +11,9 @@ from pathlib import Path
 from diffv2ir import bundle
 from diffv2ir.data import Example
 from diffv2ir.training.ablation.cells import digest, examples_hash, model_hash
+from diffv2ir.training.cache import PictureFolder, file_hash
 from diffv2ir.training.config import from_mapping
-from diffv2ir.training.phases import PhaseConfig, train_phase
+from diffv2ir.training.phases import PhaseConfig, check_teacher, train_phase
 from diffv2ir.training.tiny import STYLES
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Trainings:
         folder: of the trainings.
         cache: captions, maps and latents.
         vlum: folder with captioner, captioner_processor and segmenter, for starts that have none.
+        teacher: folder of a teacher's pictures, for configurations with a `teacher_share`.
         finished: a run of `train.tiny` whose results are taken where they are the same training; None = there is none.
     """
 
@@ -42,6 +44,7 @@ class Trainings:
     cache: Path
     vlum: Path
     finished: Path | None = None
+    teacher: Path | None = None
 
     def result(self, name: str, config: PhaseConfig, examples: Sequence[Example], start: Path) -> Path:
         """The result folder of training `config` from `start`; trained now if it is not there.
@@ -53,8 +56,14 @@ class Trainings:
             logger.info("%s: taken from %s", name, known)
             return known
         chosen = [example for example in examples if config.fits(example)]
-        key = digest([asdict(config), model_hash(start), bundle.content_hash(self.vlum), examples_hash(chosen)])
-        return train_phase(config, examples, start, self.folder / f"{name}-{key}", cache=self.cache, vlum=self.vlum)
+        parts = [asdict(config), model_hash(start), bundle.content_hash(self.vlum), examples_hash(chosen)]
+        if config.teacher_share:
+            check_teacher(config, self.teacher, chosen)
+            parts.append([file_hash(PictureFolder(self.teacher).path(example)) for example in chosen])
+        return train_phase(
+            config, examples, start, self.folder / f"{name}-{digest(parts)}",
+            cache=self.cache, vlum=self.vlum, teacher=self.teacher,
+        )  # fmt: skip
 
     def _finished(self, name: str, config: PhaseConfig, start: Path) -> Path | None:
         """The finished run's result of this name, if configuration and start are the same."""
