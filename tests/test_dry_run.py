@@ -143,7 +143,8 @@ def test_what_is_missing_is_listed(start, bundle_folder, data, tmp_path):
 def test_teacher_that_is_not_there_is_missing(start, bundle_folder, data, tmp_path):
     taught = replace(PHASES["2"], teacher_share=0.5)
     (problem,) = dry_run(taught, data, start, bundle_folder, tmp_path / "nowhere").missing
-    assert "python -m train.teacher" in problem and "nowhere is not a folder" in problem
+    assert "python -m train.teacher" in problem and "nowhere has no pictures/" in problem
+    (tmp_path / "pictures").mkdir()
     assert not dry_run(taught, data, start, bundle_folder, tmp_path).missing
 
 

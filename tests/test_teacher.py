@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_vae
-from make_data import draw_scene, make_manifest_dataset
+from make_data import draw_scene, make_manifest_dataset, make_start_folder
 from PIL import Image
 
 from diffv2ir import efficientnet
 from diffv2ir.data import DataError, read_examples
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training import loop as loop_module
-from diffv2ir.training.cache import LatentCache, PictureFolder, ViewConfig, Views, encode_mode, file_hash
+from diffv2ir.training.cache import LatentCache, Mixer, PictureFolder, ViewConfig, Views, encode_mode, file_hash
 from diffv2ir.training.images import to_tensor
 from diffv2ir.training.loop import LoopConfig, TrainingError
 from diffv2ir.training.phases import PhaseConfig, train_phase
-from diffv2ir.training.teacher import PictureDecoder, TeacherConfig, load_network, predict, train_teacher
+from diffv2ir.training.teacher import PictureDecoder, Teacher, TeacherConfig, load_network, predict, train_teacher
 
 NETWORK = pytest.mark.skipif(
     not efficientnet.has_frechet_weights(), reason="the network with ImageNet weights is not installed"
@@ -148,21 +148,110 @@ def test_the_teachers_picture_is_not_filtered_again(examples, drawn, tmp_path):
     assert torch.equal(*infrared)
 
 
+@NETWORK
+def test_a_finished_teacher_can_be_asked_about_any_photo(taught, tmp_path):
+    photo, _ = draw_scene(7, (80, 64))
+    folder = taught.folder.parent
+    teacher = Teacher(folder)
+    picture = teacher.picture(photo)
+    assert (picture.mode, picture.size) == ("L", photo.size)
+    assert picture.tobytes() == Teacher(folder).picture(photo).tobytes() and teacher.hash == Teacher(folder).hash
+    with pytest.raises(TrainingError, match="holds no finished teacher: python -m train.teacher"):
+        Teacher(tmp_path)
+
+
+def make_views(seed, size=(40, 32)):
+    photo, infrared = draw_scene(seed, size)
+    plan = Image.new("RGB", size, (seed, 0, 0))
+    plan.paste((0, seed, 0), (0, 0, size[0] // 2, size[1]))
+    return {"visible": photo, "infrared": infrared.convert("RGB"), "segmentation": plan}
+
+
+def negative(photo):
+    return Image.eval(photo.convert("L"), lambda level: 255 - level)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_mixed_view_is_made_of_both_and_its_target_is_the_teachers(examples, seed):
+    mixer = Mixer(negative, "negative", 1.0, examples[:2])
+    views, others = make_views(11), make_views(12, (64, 32))
+    kept = {role: view.tobytes() for role, view in views.items()}
+    mixed = mixer.mix(views, others, torch.Generator().manual_seed(seed))
+    again = mixer.mix(views, others, torch.Generator().manual_seed(seed))
+    assert all(view.size == (40, 32) and view.tobytes() == again[role].tobytes() for role, view in mixed.items())
+    assert {role: view.tobytes() for role, view in views.items()} == kept
+    assert mixed["infrared"].convert("L").tobytes() == negative(mixed["visible"]).tobytes()
+    assert mixed["visible"].tobytes() != kept["visible"]
+    colours = {colour for _, colour in mixed["segmentation"].getcolors()}
+    assert colours <= {(11, 0, 0), (0, 11, 0), (12, 0, 0), (0, 12, 0)}
+
+
+def test_both_ways_of_mixing_occur(examples):
+    mixer, pasted = Mixer(negative, "negative", 1.0, examples[:2]), 0
+    views, others = make_views(11), make_views(12)
+    for seed in range(60):
+        mixed = mixer.mix(views, others, torch.Generator().manual_seed(seed))["visible"]
+        difference = np.abs(np.asarray(mixed, dtype=int) - np.asarray(views["visible"], dtype=int)).sum(-1)
+        same = np.abs(np.asarray(mixed, dtype=int) - np.asarray(others["visible"], dtype=int)).sum(-1)
+        pasted += bool(((difference == 0) | (same == 0)).all())
+    assert 15 < pasted < 45
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (0.5, 70, 130), (1.0, 200, 200)])
+def test_share_of_mixed_views(examples, share, least, most):
+    mixer = Mixer(negative, "negative", share, examples)
+    partners = [mixer.partner(torch.Generator().manual_seed(seed)) for seed in range(200)]
+    assert least <= sum(partner is not None for partner in partners) <= most
+    if share == 1:
+        assert {partner.id for partner in partners} == {example.id for example in examples}
+
+
+def test_latents_of_mixed_views_are_others_and_are_kept(examples, tmp_path):
+    view, vae, pairs = ViewConfig(resize=72, crop=64, variants=1), make_vae().eval(), examples[:3]
+
+    def latents(mixer):
+        cache = LatentCache(tmp_path, vae, view, None, 0, None, mixer)
+        cache.fill(pairs)
+        return [cache.load(pair, 0)["visible"] for pair in pairs], len(list(tmp_path.rglob("*.safetensors")))
+
+    plain, count = latents(None)
+    mixed, more = latents(Mixer(negative, "negative", 1.0, pairs))
+    assert count == 3 and more == 6 and not any(map(torch.equal, plain, mixed))
+    assert latents(Mixer(negative, "negative", 1.0, pairs))[1] == 6
+    assert latents(Mixer(negative, "another teacher", 1.0, pairs))[1] == 9
+    assert latents(Mixer(negative, "negative", 1.0, pairs[:2]))[1] == 12
+
+
+@NETWORK
+def test_phase_2_with_a_teacher(examples, taught, bundle_folder, tmp_path):
+    loop = LoopConfig(steps=1, batch_size=2, learning_rate=1e-3, warmup_steps=1, ema_decay=0.5)
+    view = ViewConfig(resize=36, crop=32, variants=2)
+    config = PhaseConfig("2", loop, view=view, map_style="union", teacher_share=1.0, teacher_mix=0.5)
+    start = make_start_folder(bundle_folder, tmp_path / "start")
+    options = {"cache": tmp_path / "cache", "vlum": bundle_folder, "teacher": taught.folder.parent}
+    result = train_phase(config, examples, start, tmp_path / "run", **options)
+    assert (result / "model_index.json").is_file()
+
+
 def test_bad_shares_and_missing_pictures_are_named(examples, bundle_folder, tmp_path):
     config = PhaseConfig("2", LOOP, view=CONFIG.view, teacher_share=0.5)
     with pytest.raises(ValueError, match=r"teacher_share must lie in \[0, 1\], got 1.5"):
         replace(config, teacher_share=1.5)
     with pytest.raises(ValueError, match="teacher_share is for phases 2 and 3"):
         replace(config, phase="base")
+    with pytest.raises(ValueError, match=r"teacher_mix must lie in \[0, 1\], got -0.1"):
+        replace(config, teacher_mix=-0.1)
+    with pytest.raises(ValueError, match="teacher_mix is for phases 2 and 3"):
+        PhaseConfig("base", LOOP, teacher_mix=0.5)
 
     def train(teacher):
         train_phase(config, examples, bundle_folder, tmp_path / "run", cache=tmp_path / "cache", teacher=teacher)
 
-    with pytest.raises(ValueError, match="train.teacher.: none was given"):
+    with pytest.raises(ValueError, match="output of python -m train.teacher: none was given"):
         train(None)
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
+    with pytest.raises(ValueError, match="nowhere has no pictures/"):
         train(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "pictures").mkdir(parents=True)
     with pytest.raises(DataError, match=r"7 of 7 photos have no picture in .*empty"):
         train(tmp_path / "empty")
 

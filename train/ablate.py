@@ -90,7 +90,7 @@ def _table1(arguments: argparse.Namespace) -> Path:
 
 def _trainings(arguments: argparse.Namespace, vlum: Path, finished: Path | None = None) -> Trainings:
     cache = arguments.cache or arguments.output / "cache"
-    teacher = finished / "teacher" / "pictures" if finished else None
+    teacher = finished / "teacher" if finished else None
     return Trainings(arguments.output / "trainings", cache, vlum, finished, teacher)
 
 

@@ -49,7 +49,7 @@ def phase_parser(default_config: Path, description: str) -> argparse.ArgumentPar
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; start again to resume")
     parser.add_argument("--config", type=Path, default=default_config)
     parser.add_argument("--vlum", help="folder, or hub id, with captioner and segmenter, where --start has none")
-    parser.add_argument("--teacher", type=Path, help="for teacher_share: folder pictures/ of a train.teacher run")
+    parser.add_argument("--teacher", type=Path, help="for teacher_share, teacher_mix: output of train.teacher")
     parser.add_argument("--cache", type=Path, help="captions, maps and latents; default: OUTPUT/cache")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="put the result, with a card, on the hub")

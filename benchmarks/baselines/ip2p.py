@@ -1,7 +1,7 @@
 """InstructPix2Pix's way (Brooks et al. 2023) with our network: photo and one instruction, no caption, no map.
 
 `python -m benchmarks.baselines.ip2p --data DATASET --start runs/tiny/phase1/result --vlum runs/tiny/vlum
---teacher runs/tiny/teacher/pictures --run RUN`
+--teacher runs/tiny/teacher --run RUN`
 
 Every stage of our phase 2 with its own configuration, but for the prompt, which is always "turn the visible image into
 infrared", and the map, which is always null. The result is a bundle; `translate` gives it the same conditions in use.
@@ -25,7 +25,7 @@ from diffv2ir.training.phases import PhaseConfig, train_phase
 from train.launch import run
 
 PROMPT = "turn the visible image into infrared"
-STAGES = ("phase2-small", "phase2-edges", "phase2")
+STAGES = ("phase2-small", "phase2-edges", "phase2-teacher", "phase2")
 CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "tiny"
 
 
@@ -43,7 +43,7 @@ def train_ip2p(
     Args:
         start: where our phase 2 starts, too. vlum: captioner and segmenter; a bundle has them, but they are not used.
         share: part of the steps of each stage's configuration.
-        teacher: folder of the pictures of our teacher, which is its teacher, too.
+        teacher: output of train.teacher: our teacher is its teacher, too.
 
     Raises:
         DataError, TrainingError, ValueError: as `train_phase`; or share is not in (0, 1].
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--start", type=Path, required=True, help="result of phase 1, as for our phase 2")
     parser.add_argument("--vlum", type=Path, required=True, help="folder with captioner and segmenter, or a bundle")
-    parser.add_argument("--teacher", type=Path, help="folder pictures/ of a train.teacher run, as for our phase 2")
+    parser.add_argument("--teacher", type=Path, help="output of train.teacher, as for our phase 2")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; start again to resume")
     parser.add_argument("--share", type=float, default=1.0, help="part of our steps (default: as many)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")

@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 _FLAT = 2.5e-4
 
 # What random numbers are drawn for.
-_VIEW, _CROP = 0, 1
+_VIEW, _CROP, _MIX = 0, 1, 2
+
+# Where a teacher's run holds its pictures.
+PICTURES = "pictures"
 
 
 @dataclass(frozen=True)
@@ -192,20 +195,19 @@ class Views:
 
     def place(self, example: Example, epoch: int, rooms: tuple[int, int]) -> tuple[int, int]:
         """Where the crop of `epoch` begins, (top, left), in a view with so much room below and to the right of it."""
-        generator = self._generator(example, epoch, _CROP)
+        generator = self.generator(example, epoch, _CROP)
         return random_integer(rooms[0], generator), random_integer(rooms[1], generator)
 
-    def _generator(self, example: Example, number: int, purpose: int) -> torch.Generator:
+    def generator(self, example: Example, number: int, purpose: int) -> torch.Generator:
+        """Random numbers for view or epoch `number` of an example, for one purpose."""
         content = int(_key(sorted(file_hash(p) for p in (example.visible, example.infrared) if p))[:15], 16)
         return torch.Generator().manual_seed(mix_seed(self.seed, content, number, purpose))
 
     def _cut(self, image: Image.Image, example: Example, variant: int, role: str) -> Image.Image:
-        generator, view = self._generator(example, variant, _VIEW), self.config
+        generator, view = self.generator(example, variant, _VIEW), self.config
         flip = view.flip and bool(torch.rand((), generator=generator) < 0.5)
         zoom = 1 + (view.zoom - 1) * float(torch.rand((), generator=generator))
-        # As the pipeline does it: no colour between those of two regions.
-        resampling = Image.Resampling.NEAREST if role == "segmentation" else Image.Resampling.BICUBIC
-        image = resize_shorter(image, round(view.resize * zoom), resampling)
+        image = resize_shorter(image, round(view.resize * zoom), _resampling(role))
         # Whole latents, and of a panorama a part: the crop is cut from the latents.
         width, height = (min(side, 2 * view.crop) // self.multiple * self.multiple for side in image.size)
         left = random_integer(image.width - width, generator)
@@ -216,11 +218,63 @@ class Views:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
+class Mixer:
+    """Views that are made of two photos, and what a teacher sees in them (Zhang et al. 2018, Yun et al. 2019).
+
+    A teacher can be asked about any photo. Blends of two show a network far more than the photos that there are, and
+    what it learns of them is the teacher's function, not its answers to these photos (Beyer et al. 2022).
+
+    Args:
+        picture: the teacher, RGB photo -> gray picture. key: what its answers depend on.
+        share: of the views that are mixed. partners: the other photo is one of theirs.
+    """
+
+    def __init__(self, picture: Callable[[Image.Image], Image.Image], key, share: float, partners: Sequence[Example]):
+        self.picture, self.share, self.partners = picture, share, partners
+        self.key = _key(key, share, [file_hash(partner.visible) for partner in partners])
+
+    def partner(self, generator: torch.Generator) -> Example | None:
+        """The other example, or None where the view stays as it is."""
+        if float(torch.rand((), generator=generator)) >= self.share:
+            return None
+        return self.partners[random_integer(len(self.partners) - 1, generator)]
+
+    def mix(
+        self, views: dict[str, Image.Image], others: dict[str, Image.Image], generator: torch.Generator
+    ) -> dict[str, Image.Image]:
+        """Views of one example with a part of another's; "infrared" is what the teacher sees in the mixed photo.
+
+        One half has a rectangle of the other, photo and map. The other half is a mean of both photos, with the map of
+        the one that shows more.
+        """
+        size = views["visible"].size
+        others = {role: ImageOps.fit(view, size, _resampling(role)) for role, view in others.items()}
+        roles = [role for role in views if role != "infrared"]
+        pasted, weight, *box = torch.rand(6, generator=generator).tolist()
+        mixed = dict(views)
+        if pasted < 0.5:
+            left, right = (round(size[0] * side) for side in sorted(box[:2]))
+            top, bottom = (round(size[1] * side) for side in sorted(box[2:]))
+            for role in roles:
+                mixed[role] = views[role].copy()
+                mixed[role].paste(others[role].crop((left, top, right, bottom)), (left, top))
+        else:
+            mixed["visible"] = Image.blend(views["visible"], others["visible"], weight)
+            mixed |= {role: others[role] for role in roles if role != "visible" and weight > 0.5}
+        mixed["infrared"] = self.picture(mixed["visible"]).convert("RGB")
+        return mixed
+
+
+def _resampling(role: str) -> Image.Resampling:
+    # As the pipeline does it: no colour between those of two regions.
+    return Image.Resampling.NEAREST if role == "segmentation" else Image.Resampling.BICUBIC
+
+
 class LatentCache:
     """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled.
 
     With a teacher, (its pictures, a share in (0, 1]), the infrared picture is a mean of the real one and the teacher's,
-    which weighs that share.
+    which weighs that share. With a mixer, some views are made of two photos.
 
     Raises:
         ValueError: the crop is not a whole number of latents.
@@ -234,6 +288,7 @@ class LatentCache:
         maps: MapCache | None,
         seed: int = 0,
         teacher: tuple[PictureFolder, float] | None = None,
+        mixer: Mixer | None = None,
     ):
         self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
         self._vae_hash = weights_hash(vae)
@@ -241,7 +296,7 @@ class LatentCache:
         if view.crop % self._stride:
             raise ValueError(f"crop must be a multiple of the autoencoder's {self._stride} pixels, got {view.crop}")
         self._cutter = Views(view, seed, self._stride)
-        self._teacher = teacher
+        self._teacher, self._mixer = teacher, mixer
 
     def roles(self, example: Example) -> dict[str, Path]:
         """The images of an example that are encoded."""
@@ -258,6 +313,11 @@ class LatentCache:
             pictures, share = self._teacher
             taught = self._cutter.cut({"teacher": pictures.path(example)}, example, variant)["teacher"]
             views["infrared"] = Image.blend(views["infrared"], taught, share)
+        if self._mixer is not None:
+            generator = self._cutter.generator(example, variant, _MIX)
+            if (partner := self._mixer.partner(generator)) is not None:
+                others = {role: path for role, path in self.roles(partner).items() if role != "infrared"}
+                views = self._mixer.mix(views, self._cutter.cut(others, partner, variant), generator)
         return views
 
     def fill(self, examples: Sequence[Example], batch_size: int = 8) -> None:
@@ -302,7 +362,9 @@ class LatentCache:
             given = example.segmentation
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
         taught = (file_hash(self._teacher[0].path(example)), self._teacher[1]) if self._teacher else ()
-        key = _key(hashes, self._vae_hash, asdict(self.view) | {"variants": None}, variant, self.seed, *taught)
+        mixed = (self._mixer.key,) if self._mixer else ()
+        view = asdict(self.view) | {"variants": None}
+        key = _key(hashes, self._vae_hash, view, variant, self.seed, *taught, *mixed)
         return self.folder / key[:2] / f"{key}.safetensors"
 
 

@@ -18,7 +18,8 @@ STAGES = {
     "phase1": "phase 1, LoRA on infrared alone",
     "phase2-small": "phase 2, all pairs",
     "phase2-edges": "phase 2, the photo's edges",
-    "phase2": "phase 2, the teacher's pictures: `general`",
+    "phase2-teacher": "phase 2, the teacher's pictures",
+    "phase2": "phase 2, the teacher's pictures of mixed photos: `general`",
     "phase3-flir": "phase 3, LoRA: `flir`",
     "phase3-campus": "phase 3, LoRA: `campus`",
     "phase3-nir": "phase 3, LoRA: `nir`",
@@ -97,8 +98,9 @@ def draw_curves(run: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(4, 4, figsize=(13, 10), layout="constrained")
     trained = [name for name in STAGES if (run / name / "history.json").is_file()]
+    rows = -(-(len(trained) + 2) // 4)
+    figure, axes = pyplot.subplots(rows, 4, figsize=(13, 2.5 * rows), layout="constrained")
     for axis, name in zip(axes.flat, trained, strict=False):
         _, entries = _history(run / name)
         axis.plot([entry["step"] for entry in entries], [entry["loss"] for entry in entries])

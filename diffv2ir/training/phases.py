@@ -30,10 +30,11 @@ from diffv2ir.data import DataError, Example
 from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
-from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, PictureFolder, ViewConfig
+from diffv2ir.training.cache import PICTURES, CaptionCache, LatentCache, MapCache, Mixer, PictureFolder, ViewConfig
 from diffv2ir.training.config import source_weight
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
+from diffv2ir.training.teacher import Teacher
 from diffv2ir.unet import merge_lora, widen_conv_in
 from diffv2ir.vlum import INFRARED_PROMPT, MAP_STYLES, SamSegmenter, build_prompt
 
@@ -85,6 +86,7 @@ class PhaseConfig:
         fixed_prompt: phases 2 and 3: one prompt for every photo, in place of the one that is built from its caption.
         without_map: phases 2 and 3: the map is null for every photo, as if it was always dropped.
         teacher_share: phases 2 and 3: weight of a teacher's picture in the target, beside the real one; 0 = no teacher.
+        teacher_mix: share of the views that are made of two photos, with what the teacher sees in them as the target.
     """
 
     phase: str
@@ -106,6 +108,7 @@ class PhaseConfig:
     fixed_prompt: str | None = None
     without_map: bool = False
     teacher_share: float = 0.0
+    teacher_mix: float = 0.0
     defaults: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,10 +122,11 @@ class PhaseConfig:
             raise ValueError(f"phase {self.phase} trains all weights: remove lora")
         if self.phase not in ("2", "3") and (self.without_map or self.fixed_prompt is not None):
             raise ValueError("fixed_prompt and without_map are for phases 2 and 3: the others have no such conditions")
-        if self.teacher_share and self.phase not in ("2", "3"):
-            raise ValueError("teacher_share is for phases 2 and 3: a teacher looks at photos and predicts infrared")
-        if not 0 <= self.teacher_share <= 1:
-            raise ValueError(f"teacher_share must lie in [0, 1], got {self.teacher_share}")
+        for name in ("teacher_share", "teacher_mix"):
+            if getattr(self, name) and self.phase not in ("2", "3"):
+                raise ValueError(f"{name} is for phases 2 and 3: a teacher looks at photos and predicts infrared")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.map_style not in MAP_STYLES:
             raise ValueError(f"map_style must be one of {MAP_STYLES}, got {self.map_style!r}")
         if self.frozen_dtype not in DTYPES:
@@ -200,7 +204,7 @@ def train_phase(
         start: folder to start from (diffusers layout; base needs all but the unet).
         cache: folder of captions, maps and latents, shared by all phases.
         vlum: folder with captioner, captioner_processor and segmenter; None = `start` has them.
-        teacher: folder of a teacher's pictures (`train_teacher`), for `config.teacher_share`.
+        teacher: output folder of `train_teacher`, for `config.teacher_share` and `config.teacher_mix`.
         validate: `validate(bundle, examples, step, output)` -> figures, called with each phase-2/3 checkpoint's bundle.
 
     Raises:
@@ -271,18 +275,21 @@ def check_start(config: PhaseConfig, start: Path) -> None:
 
 
 def check_teacher(config: PhaseConfig, teacher: Path | None, examples: Sequence[Example]) -> None:
-    """`teacher_share` needs a folder with a picture for each of the examples.
+    """`teacher_share` and `teacher_mix` need a teacher, `teacher_share` one with a picture for each of the examples.
 
     Raises:
-        ValueError: there is no folder. DataError: pictures are missing.
+        ValueError: there is no teacher. DataError: pictures are missing.
     """
-    if config.teacher_share and (teacher is None or not teacher.is_dir()):
-        given = "none was given" if teacher is None else f"{teacher} is not a folder"
-        raise ValueError(f"teacher_share needs the folder of a teacher's pictures (python -m train.teacher): {given}")
-    if config.teacher_share and (untaught := [e for e in examples if not PictureFolder(teacher).path(e).is_file()]):
+    if not config.teacher_share and not config.teacher_mix:
+        return
+    if teacher is None or not (teacher / PICTURES).is_dir():
+        given = "none was given" if teacher is None else f"{teacher} has no {PICTURES}/"
+        raise ValueError(f"teacher_share and teacher_mix need the output of python -m train.teacher: {given}")
+    pictures = PictureFolder(teacher / PICTURES)
+    if config.teacher_share and (untaught := [e for e in examples if not pictures.path(e).is_file()]):
         raise DataError(
             f"{len(untaught)} of {len(examples)} photos have no picture in {teacher}, {untaught[0].visible.name} for "
-            "one: give OUTPUT/pictures of python -m train.teacher, trained on the kinds and scenes that the phase uses"
+            "one: train the teacher on the kinds and scenes that the phase uses"
         )
 
 
@@ -358,8 +365,12 @@ def _fill_caches(
         captions = CaptionCache(cache, captioner, processor, always=config.own_captions)
         captions.fill(examples)
         captioner.to("cpu")
-    taught = (PictureFolder(teacher), config.teacher_share) if config.teacher_share else None
-    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught)
+    taught = (PictureFolder(teacher / PICTURES), config.teacher_share) if config.teacher_share else None
+    mixer = None
+    if config.teacher_mix:
+        whole = Teacher(teacher)
+        mixer = Mixer(whole.picture, whole.hash, config.teacher_mix, examples)
+    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught, mixer)
     latents.fill(examples)
     parts.vae.to("cpu")
     return latents, captions

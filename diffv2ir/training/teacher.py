@@ -27,7 +27,7 @@ from diffv2ir.edges import brightness, follow_edges
 from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels
-from diffv2ir.training.cache import PictureFolder, ViewConfig, Views
+from diffv2ir.training.cache import PICTURES, PictureFolder, ViewConfig, Views, file_hash
 from diffv2ir.training.config import source_weight
 from diffv2ir.training.images import load_rgb, resize_shorter
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, TrainingError
@@ -40,7 +40,7 @@ _POOLED = 1280
 _GROUPS = 8
 # How its edges are those of the photo, in places of its coarse picture (`follow_edges`).
 _EDGE_RADIUS, _EDGE_BLUR = 4, 0.5
-_WEIGHTS, _PICTURES = "decoder.safetensors", "pictures"
+_WEIGHTS = "decoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConf
     """
     network = load_network()
     chosen = [e for e in examples if e.kind in config.kinds and e.visible and e.infrared]
-    pictures = PictureFolder(output / _PICTURES)
+    pictures = PictureFolder(output / PICTURES)
     decoders = _trained_decoders(network, chosen, output, config)
     missing = [example for example in chosen if not pictures.path(example).is_file()]
     for example in tqdm(missing, desc="teacher's pictures", disable=not missing, mininterval=5):
@@ -147,7 +147,7 @@ def _trained_decoders(
     """The members, after training. The features of all views stay in memory meanwhile: about 0.5 MB a view."""
     folders = [output / f"member{number}" for number in range(config.members)]
     if not all((folder / _WEIGHTS).is_file() for folder in folders):
-        shutil.rmtree(output / _PICTURES, ignore_errors=True)  # those of fewer decoders, or of others
+        shutil.rmtree(output / PICTURES, ignore_errors=True)  # those of fewer decoders, or of others
         views, variants = Views(config.view, config.loop.seed), range(config.view.variants)
         seen = [
             [_look(views, example, variant, network, config.view.crop) for variant in variants]
@@ -219,17 +219,44 @@ def _coarse(image: Image.Image) -> Tensor:
     return F.avg_pool2d(pixels, STRIDE, ceil_mode=True)
 
 
+class Teacher:
+    """The finished teacher of a folder that `train_teacher` wrote: any number of photos, when they are needed.
+
+    Raises:
+        TrainingError: the folder holds no finished teacher, or the ImageNet weights are not installed.
+    """
+
+    def __init__(self, folder: Path):
+        files = sorted(folder.glob(f"member*/{_WEIGHTS}"))
+        if not files:
+            raise TrainingError(f"{folder} holds no finished teacher: python -m train.teacher --output {folder}")
+        self.hash = [file_hash(path) for path in files]
+        self._network, self._decoders = load_network(), []
+        for path in files:
+            weights = load_file(path)
+            decoder = PictureDecoder(weights["out.weight"].shape[1], 0.0).eval()
+            decoder.load_state_dict(weights)
+            self._decoders.append(decoder)
+        stored = json.loads((files[0].parent / "history.json").read_text(encoding="utf-8"))
+        self._side = stored["config"]["view"]["crop"]
+
+    def picture(self, photo: Image.Image) -> Image.Image:
+        """What `predict` gives for an RGB photo, without its mirror image."""
+        return predict(self._decoders, self._network, photo, self._side, mirror=False)
+
+
 @torch.inference_mode()
 def predict(
-    decoders: Sequence[PictureDecoder], network: EfficientNetLite0, photo: Image.Image, side: int
+    decoders: Sequence[PictureDecoder], network: EfficientNetLite0, photo: Image.Image, side: int, mirror: bool = True
 ) -> Image.Image:
     """The teacher's infrared picture of a photo: gray, of the photo's size, with its edges.
 
-    The mean of what the decoders predict for the photo and for its mirror image, each with the shorter side `side`.
+    The mean of what the decoders predict for the photo and, with `mirror`, for its mirror image, each with the shorter
+    side `side`.
     """
     small = resize_shorter(photo, side)
     levels = []
-    for mirrored in (False, True):
+    for mirrored in (False, True) if mirror else (False,):
         view = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else small
         maps, pooled = _features(network, view)
         for decoder in decoders:

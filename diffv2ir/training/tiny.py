@@ -110,7 +110,7 @@ def _stages(
     def phase(name: str, start: Path, **options) -> Callable[[], Path]:
         return lambda: train_phase(
             load_config(configs / f"{name}.yaml", PhaseConfig), train, start, output / name,
-            cache=cache, validation=validation, teacher=output / "teacher" / "pictures", validate=validate_bundle,
+            cache=cache, validation=validation, teacher=output / "teacher", validate=validate_bundle,
             **options,
         )  # fmt: skip
 
@@ -125,7 +125,8 @@ def _stages(
         Stage("phase 1, infrared prior", 4, phase("phase1", output / "base" / "result")),
         Stage("phase 2", 28, phase("phase2-small", output / "phase1" / "result", vlum=vlum)),
         Stage("phase 2, edges", 20, phase("phase2-edges", output / "phase2-small" / "result")),
-        Stage("phase 2, teacher", 25, phase("phase2", output / "phase2-edges" / "result")),
+        Stage("phase 2, teacher", 26, phase("phase2-teacher", output / "phase2-edges" / "result")),
+        Stage("phase 2, teacher, mixed photos", 25, phase("phase2", output / "phase2-teacher" / "result")),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
     ]

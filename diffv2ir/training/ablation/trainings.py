@@ -11,9 +11,10 @@ from pathlib import Path
 from diffv2ir import bundle
 from diffv2ir.data import Example
 from diffv2ir.training.ablation.cells import digest, examples_hash, model_hash
-from diffv2ir.training.cache import PictureFolder, file_hash
+from diffv2ir.training.cache import PICTURES, PictureFolder, file_hash
 from diffv2ir.training.config import from_mapping
 from diffv2ir.training.phases import PhaseConfig, check_teacher, train_phase
+from diffv2ir.training.teacher import Teacher
 from diffv2ir.training.tiny import STYLES
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ _FOLLOWS = {
     "phase1": "base",
     "phase2-small": "phase1",
     "phase2-edges": "phase2-small",
-    "phase2": "phase2-edges",
+    "phase2-teacher": "phase2-edges",
+    "phase2": "phase2-teacher",
     **{f"phase3-{style}": "phase2" for style in STYLES},
 }
 
@@ -36,7 +38,7 @@ class Trainings:
         folder: of the trainings.
         cache: captions, maps and latents.
         vlum: folder with captioner, captioner_processor and segmenter, for starts that have none.
-        teacher: folder of a teacher's pictures, for configurations with a `teacher_share`.
+        teacher: output folder of `train_teacher`, for configurations with a `teacher_share` or `teacher_mix`.
         finished: a run of `train.tiny` whose results are taken where they are the same training; None = there is none.
     """
 
@@ -57,9 +59,11 @@ class Trainings:
             return known
         chosen = [example for example in examples if config.fits(example)]
         parts = [asdict(config), model_hash(start), bundle.content_hash(self.vlum), examples_hash(chosen)]
+        check_teacher(config, self.teacher, chosen)
         if config.teacher_share:
-            check_teacher(config, self.teacher, chosen)
-            parts.append([file_hash(PictureFolder(self.teacher).path(example)) for example in chosen])
+            parts.append([file_hash(PictureFolder(self.teacher / PICTURES).path(example)) for example in chosen])
+        if config.teacher_mix:
+            parts.append(Teacher(self.teacher).hash)
         return train_phase(
             config, examples, start, self.folder / f"{name}-{digest(parts)}",
             cache=self.cache, vlum=self.vlum, teacher=self.teacher,
