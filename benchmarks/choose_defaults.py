@@ -19,6 +19,7 @@ CANDIDATES = [
     *[dict(steps=1, edge_radius=radius, resolution=160) for radius in (0, 3, 10)],
     *[dict(steps=1, edge_radius=6, resolution=160, visible_scale=scale) for scale in (1.25, 1.5)],
     dict(steps=1, edge_radius=6, resolution=160, visible_scale=1.5, segmentation_scale=1.5, text_scale=1.5),
+    dict(steps=1, edge_radius=8, resolution=160, visible_scale=1.25),
     *[dict(steps=steps, edge_radius=6, resolution=160) for steps in (4, 10)],
     dict(steps=10, edge_radius=6, resolution=160, sampler="euler_ancestral"),
 ]

@@ -32,11 +32,11 @@ STYLES = ("flir", "campus", "nir")
 DEFAULTS = dict(
     steps=1,
     sampler="dpmpp_2m",
-    resolution=256,
-    visible_scale=1.5,
+    resolution=160,
+    visible_scale=1.25,
     segmentation_scale=1.0,
     text_scale=1.0,
-    edge_radius=6.0,
+    edge_radius=8.0,
 )
 
 # Zero terminal SNR: the first step of sampling starts from pure noise, as it does in training, so the overall
