@@ -341,7 +341,7 @@ def prepare_unet(
 
 
 def _fill_caches(
-    config: PhaseConfig, parts: Parts, examples: list[Example], cache: Path, vlum: Path, teacher: Path | None
+    config: PhaseConfig, parts: Parts, examples: list[Example], cache: Path, vlum: Path, teacher: Path | None = None
 ) -> tuple[LatentCache, CaptionCache]:
     """Make what is missing of captions, maps and latents; only what this phase reads.
 
