@@ -9,6 +9,7 @@ that it made bright ends at the leaves. The masks of a segmentation are coarse i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -42,9 +43,7 @@ def follow_edges(
     if blur:
         guide = cv2.GaussianBlur(guide, (0, 0), blur)
 
-    def mean(values: np.ndarray) -> np.ndarray:
-        return cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT_101)
-
+    mean = partial(_window_mean, radius=radius)
     guide_mean, picture_mean = mean(guide), mean(picture)
     slope = (mean(guide * picture) - guide_mean * picture_mean) / (mean(guide * guide) - guide_mean**2 + flat)
     offset = picture_mean - slope * guide_mean
@@ -67,9 +66,7 @@ def follow_colours(masks: Iterable[np.ndarray], photo: np.ndarray, radius: int) 
     """
     height, width = photo.shape[:2]
 
-    def mean(values: np.ndarray) -> np.ndarray:
-        return cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT_101)
-
+    mean = partial(_window_mean, radius=radius)
     photo_mean = mean(photo)
     pairs = [(i, j) for i in range(3) for j in range(i, 3)]
     products = mean(np.stack([photo[..., i] * photo[..., j] for i, j in pairs], axis=-1))  # [h, w, 6]
@@ -95,6 +92,11 @@ def follow_colours(masks: Iterable[np.ndarray], photo: np.ndarray, radius: int) 
         plane = mean(np.concatenate([slopes, offset[..., None]], axis=-1))  # [h, w, 4]
         followed.append((plane[..., :3] * photo).sum(-1) + plane[..., 3] > 0.5)
     return followed
+
+
+def _window_mean(values: np.ndarray, radius: int) -> np.ndarray:
+    """The mean over the window around each place, of each channel."""
+    return cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT_101)
 
 
 def brightness(image) -> np.ndarray:

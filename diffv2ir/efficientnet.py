@@ -48,8 +48,12 @@ class EfficientNetView:
 
 
 def _network_input(image: Image.Image) -> Tensor:
-    resized = image.convert("RGB").resize((_FEATURE_SIZE, _FEATURE_SIZE), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().sub(127).div(128)  # [3, 224, 224]
+    return network_pixels(image.convert("RGB").resize((_FEATURE_SIZE, _FEATURE_SIZE), Image.Resampling.BICUBIC))
+
+
+def network_pixels(image: Image.Image) -> Tensor:
+    """An RGB image as the network was trained to see it, float32 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().sub(127).div(128)
 
 
 def _weights_path() -> str | None:

@@ -10,7 +10,6 @@ from conftest import make_vae
 from make_data import draw_scene, make_manifest_dataset, make_start_folder
 from PIL import Image
 
-from diffv2ir import efficientnet
 from diffv2ir.data import DataError, read_examples
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training import loop as loop_module
@@ -19,10 +18,6 @@ from diffv2ir.training.images import to_tensor
 from diffv2ir.training.loop import LoopConfig, TrainingError
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from diffv2ir.training.teacher import PictureDecoder, Teacher, TeacherConfig, load_network, predict, train_teacher
-
-NETWORK = pytest.mark.skipif(
-    not efficientnet.has_frechet_weights(), reason="the network with ImageNet weights is not installed"
-)
 
 LOOP = LoopConfig(steps=2, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5)
 CONFIG = TeacherConfig(LOOP, ViewConfig(resize=72, crop=64, variants=2), width=16)
@@ -50,7 +45,6 @@ def drawn(examples, tmp_path):
     return pictures
 
 
-@NETWORK
 def test_every_photo_has_a_gray_picture_of_its_size(examples, taught):
     pairs = [example for example in examples if example.kind == "pairs"]
     assert len(list(taught.folder.rglob("*.png"))) == len(pairs)
@@ -59,7 +53,6 @@ def test_every_photo_has_a_gray_picture_of_its_size(examples, taught):
             assert (picture.mode, picture.size) == ("L", photo.size)
 
 
-@NETWORK
 def test_a_finished_teacher_is_not_trained_again_and_a_lost_picture_is_made_again(examples, taught, monkeypatch):
     trained, run = [], loop_module.Loop.run
     monkeypatch.setattr(loop_module.Loop, "run", lambda self: trained.append(self.name) or run(self))
@@ -76,7 +69,6 @@ def test_a_finished_teacher_is_not_trained_again_and_a_lost_picture_is_made_agai
     assert len(hashes) == 3
 
 
-@NETWORK
 def test_it_learns(examples, tmp_path):
     """Infrared is the photo's inverse here: after some steps the error is far below that of the best constant."""
     loop = replace(LOOP, steps=60, batch_size=6, learning_rate=1e-2, warmup_steps=5, log_every=10)
@@ -86,7 +78,6 @@ def test_it_learns(examples, tmp_path):
     assert history[-1]["loss"] < 0.3 * np.mean([level.var() for level in levels])
 
 
-@NETWORK
 @pytest.mark.parametrize("size", [(64, 64), (70, 65), (65, 97), (33, 200)])
 def test_decoder_and_picture_for_any_size(size):
     decoder = PictureDecoder(16, 0.2).eval()
@@ -99,7 +90,6 @@ def test_decoder_and_picture_for_any_size(size):
     assert decoder(torch.randn(2, 3, 16, 12), maps, torch.randn(2, 1280)).shape == (2, 1, 16, 12)
 
 
-@NETWORK
 def test_the_picture_of_a_mirror_image_is_the_mirror_image_of_the_picture():
     torch.manual_seed(0)
     decoders = [PictureDecoder(16, 0.2).eval() for _ in range(2)]
@@ -148,7 +138,6 @@ def test_the_teachers_picture_is_not_filtered_again(examples, drawn, tmp_path):
     assert torch.equal(*infrared)
 
 
-@NETWORK
 def test_a_finished_teacher_can_be_asked_about_any_photo(taught, tmp_path):
     photo, _ = draw_scene(7, (80, 64))
     folder = taught.folder.parent
@@ -223,7 +212,6 @@ def test_latents_of_mixed_views_are_others_and_are_kept(examples, tmp_path):
     assert latents(Mixer(negative, "negative", 1.0, pairs[:2]))[1] == 12
 
 
-@NETWORK
 def test_phase_2_with_a_teacher(examples, taught, bundle_folder, tmp_path):
     loop = LoopConfig(steps=1, batch_size=2, learning_rate=1e-3, warmup_steps=1, ema_decay=0.5)
     view = ViewConfig(resize=36, crop=32, variants=2)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from diffv2ir.data import Example
 from diffv2ir.edges import brightness, follow_edges
-from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network
+from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network, network_pixels
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels
 from diffv2ir.training.cache import PICTURES, PictureFolder, ViewConfig, Views, file_hash
@@ -159,13 +159,18 @@ def _trained_decoders(
         for number, folder in enumerate(folders):
             if not (folder / _WEIGHTS).is_file():
                 _train_decoder(seen, weights, folder, replace(config.loop, seed=config.loop.seed + number), config)
-    decoders = [PictureDecoder(config.width, config.dropout).eval() for _ in folders]
+    decoders = [_load_decoder(folder / _WEIGHTS) for folder in folders]
     for decoder, folder in zip(decoders, folders, strict=True):
-        try:
-            decoder.load_state_dict(load_file(folder / _WEIGHTS))
-        except RuntimeError as error:
-            raise TrainingError(f"{folder} was trained with another width: choose another output folder") from error
+        if decoder.out.in_channels != config.width:
+            raise TrainingError(f"{folder} was trained with another width: choose another output folder")
     return decoders
+
+
+def _load_decoder(path: Path) -> PictureDecoder:
+    weights = load_file(path)
+    decoder = PictureDecoder(weights["out.weight"].shape[1], dropout=0.0).eval()
+    decoder.load_state_dict(weights)
+    return decoder
 
 
 def _train_decoder(
@@ -208,8 +213,7 @@ def _look(views: Views, example: Example, variant: int, network: EfficientNetLit
 @torch.inference_mode()
 def _features(network: EfficientNetLite0, photo: Image.Image) -> tuple[list[Tensor], Tensor]:
     """Maps at strides 4 to 32 and pooled features of one photo."""
-    pixels = torch.from_numpy(np.asarray(photo, dtype=np.float32)).permute(2, 0, 1)[None].sub(127).div(128)
-    maps = network.maps(pixels.contiguous(memory_format=torch.channels_last))
+    maps = network.maps(network_pixels(photo)[None].contiguous(memory_format=torch.channels_last))
     return maps[1:], network.pooled(maps[-1])
 
 
@@ -217,6 +221,22 @@ def _coarse(image: Image.Image) -> Tensor:
     """A picture (1, 3, H / `STRIDE`, W / `STRIDE`) in [-0.5, 0.5]."""
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1)[None] / 255 - 0.5
     return F.avg_pool2d(pixels, STRIDE, ceil_mode=True)
+
+
+def teacher_hash(folder: Path) -> list[str]:
+    """What the answers of the finished teacher in a folder depend on: SHA-256 of each decoder.
+
+    Raises:
+        TrainingError: the folder holds no finished teacher.
+    """
+    return [file_hash(path) for path in _decoder_files(folder)]
+
+
+def _decoder_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob(f"member*/{_WEIGHTS}"))
+    if not files:
+        raise TrainingError(f"{folder} holds no finished teacher: python -m train.teacher --output {folder}")
+    return files
 
 
 class Teacher:
@@ -227,16 +247,9 @@ class Teacher:
     """
 
     def __init__(self, folder: Path):
-        files = sorted(folder.glob(f"member*/{_WEIGHTS}"))
-        if not files:
-            raise TrainingError(f"{folder} holds no finished teacher: python -m train.teacher --output {folder}")
-        self.hash = [file_hash(path) for path in files]
-        self._network, self._decoders = load_network(), []
-        for path in files:
-            weights = load_file(path)
-            decoder = PictureDecoder(weights["out.weight"].shape[1], 0.0).eval()
-            decoder.load_state_dict(weights)
-            self._decoders.append(decoder)
+        files = _decoder_files(folder)
+        self.hash = teacher_hash(folder)
+        self._network, self._decoders = load_network(), [_load_decoder(path) for path in files]
         stored = json.loads((files[0].parent / "history.json").read_text(encoding="utf-8"))
         self._side = stored["config"]["view"]["crop"]
 

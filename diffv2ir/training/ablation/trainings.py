@@ -14,7 +14,7 @@ from diffv2ir.training.ablation.cells import digest, examples_hash, model_hash
 from diffv2ir.training.cache import PICTURES, PictureFolder, file_hash
 from diffv2ir.training.config import from_mapping
 from diffv2ir.training.phases import PhaseConfig, check_teacher, train_phase
-from diffv2ir.training.teacher import Teacher
+from diffv2ir.training.teacher import teacher_hash
 from diffv2ir.training.tiny import STYLES
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Trainings:
         if config.teacher_share:
             parts.append([file_hash(PictureFolder(self.teacher / PICTURES).path(example)) for example in chosen])
         if config.teacher_mix:
-            parts.append(Teacher(self.teacher).hash)
+            parts.append(teacher_hash(self.teacher))
         return train_phase(
             config, examples, start, self.folder / f"{name}-{digest(parts)}",
             cache=self.cache, vlum=self.vlum, teacher=self.teacher,
