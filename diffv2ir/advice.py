@@ -21,10 +21,13 @@ class Advice:
     reason: str
 
     def apply(self, settings: GenerationSettings) -> GenerationSettings:
-        """The settings with the scale moved by a quarter, and by 0.5 at least; it stays at 0 or above."""
+        """The settings with this one moved by a quarter, and by 0.5, or a quarter of its range, at least.
+
+        It stays at 0 or above.
+        """
         value = getattr(settings, self.setting)
-        step = max(_SMALLEST_STEP, _SHARE * value)
         limit = GenerationSettings.__dataclass_fields__[self.setting].metadata["limit"] or math.inf
+        step = max(min(_SMALLEST_STEP, _SHARE * limit), _SHARE * value)
         moved = min(max(0.0, value + self.direction * step), limit)
         return settings.replace(**{self.setting: round(moved, 2)})
 
@@ -36,6 +39,8 @@ ADVICE = (
     Advice("Regions look cut out", "segmentation_scale", -1, "the map guides less"),
     Advice("Heat is flat", "text_scale", +1, "the words say what is warm, and weigh more"),
     Advice("Halos around lamps, too much contrast", "text_scale", -1, "the words weigh less"),
+    Advice("The whole picture is gray", "gain_control", +1, "the grays are stretched further, to black and white"),
+    Advice("Too much black and white", "gain_control", -1, "the grays stay nearer to what was predicted"),
     Advice("Outlines are soft", "edge_radius", +1, "the photo's edges are followed in a wider neighbourhood"),
     Advice("Print and shadows of the photo show", "edge_radius", -1, "the photo's edges are followed less"),
 )

@@ -16,6 +16,7 @@ AXES = {
     "text_scale": "s_T",
     "steps": "steps",
     "edge_radius": "edges",
+    "gain_control": "gain",
     "sampler": "sampler",
     "branch_order": "order",
     "style": "style",

@@ -24,6 +24,8 @@ MAX_ASPECT = 3.0
 
 # Of the sides in the paper's released code.
 _CODE_MULTIPLE = 64
+# Gain control: the share of the pixels that may go black, and white; the least range that is stretched.
+_CLIPPED, _LEAST_SPAN = 0.005, 0.25
 
 # What Pillow's decoders raise over damaged files, besides saying so properly.
 _DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, struct.error)
@@ -127,6 +129,21 @@ def to_gray(pixels: Tensor) -> list[Image.Image]:
 def from_levels(levels: np.ndarray) -> Image.Image:
     """Gray levels (H, W) in [0, 1] -> 8-bit gray image."""
     return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def control_gain(levels: np.ndarray, share: float) -> np.ndarray:
+    """Gray levels (H, W) in [0, 1], stretched to the whole range, as an infrared camera's automatic gain control does.
+
+    All but the darkest and brightest half per cent span it then; a quarter of the range at least is taken for what they
+    span now, so that the noise of an even picture does not become its subject.
+
+    Args:
+        share: in [0, 1], the weight of the stretched levels beside those that were given.
+    """
+    low, high = np.quantile(levels, (_CLIPPED, 1 - _CLIPPED))
+    span = max(high - low, _LEAST_SPAN)
+    stretched = 0.5 + (levels - (low + high) / 2) / span
+    return (share * stretched + (1 - share) * levels).clip(0, 1).astype(levels.dtype)
 
 
 def content_hash(image: Image.Image) -> str:

@@ -466,7 +466,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         for c, seed, own, latent in zip(conditionings, seeds, branches, latents.split(1), strict=True):
             start = time.perf_counter()
             pixels = self._decode_pixels(latent)
-            image, levels = _draw(pixels, c.image, settings.edge_radius)
+            image, levels = _draw(pixels, c.image, settings)
             timings = {**c.timings, "denoise": denoised - started, "decode": time.perf_counter() - start}
             outputs.append(
                 Output(
@@ -599,14 +599,15 @@ def latent_stride(vae: AutoencoderKL | AutoencoderTiny) -> int:
     return 2 ** (len(vae.config.encoder_block_out_channels if tiny else vae.config.block_out_channels) - 1)
 
 
-def _draw(pixels: Tensor, photo: Image.Image, edge_radius: float) -> tuple[Image.Image, np.ndarray]:
+def _draw(pixels: Tensor, photo: Image.Image, settings: GenerationSettings) -> tuple[Image.Image, np.ndarray]:
     """Decoded pixels [1, 3, h, w] as an 8-bit gray picture at the photo's size, and its levels before rounding."""
     levels = ((pixels[0].float().mean(dim=0) + 1) / 2).clamp(0, 1).cpu().numpy()
-    if not edge_radius:
-        return imaging.to_gray(pixels)[0].resize(photo.size, Image.Resampling.BICUBIC), levels
-    radius = max(1, round(edge_radius / 100 * min(levels.shape)))
-    levels = follow_edges(levels, brightness(photo), radius, blur=radius / 4)
-    return imaging.from_levels(levels), levels
+    if settings.edge_radius:
+        radius = max(1, round(settings.edge_radius / 100 * min(levels.shape)))
+        levels = follow_edges(levels, brightness(photo), radius, blur=radius / 4)
+    if settings.gain_control:
+        levels = imaging.control_gain(levels, settings.gain_control)
+    return imaging.from_levels(levels).resize(photo.size, Image.Resampling.BICUBIC), levels
 
 
 def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny, text: CLIPTextModel) -> None:

@@ -69,6 +69,11 @@ class GenerationSettings:
         0.0, "Edges", "The picture's edges are put where the photo has them within this share of the shorter side, "
         "in percent; 0 = as the decoder drew them.", minimum=0.0, maximum=15.0, limit=25.0, step=0.5,
     )  # fmt: skip
+    gain_control: float = _setting(
+        0.0, "Gain control", "How far the gray levels are stretched to the whole range, as an infrared camera's "
+        "automatic gain control does; 0 = as predicted, 1 = black to white.",
+        minimum=0.0, maximum=1.0, limit=1.0, step=0.05,
+    )  # fmt: skip
     style: str = _setting(GENERAL_STYLE, "Style", "Target style of the bundle; 'general' is the model without adapter.")
     branch_order: str = _setting(
         "vst", "Order of the conditions",
@@ -93,7 +98,7 @@ class GenerationSettings:
         for name in ("steps", "resolution", "seed"):
             if name != "seed" or self.seed is not None:
                 object.__setattr__(self, name, self._checked(name, integer=True))
-        for name in ("visible_scale", "segmentation_scale", "text_scale", "edge_radius"):
+        for name in ("visible_scale", "segmentation_scale", "text_scale", "edge_radius", "gain_control"):
             object.__setattr__(self, name, self._checked(name, integer=False))
         for name, known in self.__dataclass_fields__.items():
             choices, value = known.metadata.get("choices"), getattr(self, name)
@@ -158,6 +163,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "segmentation_scale": 1.5,
         "text_scale": 7.5,
         "edge_radius": 0.0,
+        "gain_control": 0.0,
         "branch_order": "vst",
     },
     # What the paper's released code does, where the paper says nothing or something else.
@@ -172,5 +178,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "resolution_rule": "longer",
         "captioning": "sampled",
         "edge_radius": 0.0,
+        "gain_control": 0.0,
     },
 }

@@ -14,10 +14,13 @@ scales = st.floats(0, 20, allow_nan=False)
 
 @pytest.mark.parametrize("advice", ADVICE, ids=lambda advice: advice.fault)
 def test_advice_moves_its_scale_and_nothing_else(advice):
-    before = GenerationSettings(visible_scale=4.0, segmentation_scale=4.0, text_scale=4.0, edge_radius=4.0)
-    after = advice.apply(before)
-    assert getattr(after, advice.setting) == 4.0 + advice.direction
-    assert after.replace(**{advice.setting: 4.0}) == before
+    before = GenerationSettings(
+        visible_scale=4.0, segmentation_scale=4.0, text_scale=4.0, edge_radius=4.0, gain_control=0.5
+    )
+    after, value = advice.apply(before), getattr(before, advice.setting)
+    step = 0.25 if advice.setting == "gain_control" else 1.0
+    assert getattr(after, advice.setting) == value + advice.direction * step
+    assert after.replace(**{advice.setting: value}) == before
 
 
 def test_advice_stops_at_the_largest_value():
@@ -27,9 +30,11 @@ def test_advice_stops_at_the_largest_value():
 
 @given(st.sampled_from(ADVICE), scales)
 def test_advice_never_leaves_the_range(advice, value):
+    limit = GenerationSettings.__dataclass_fields__[advice.setting].metadata["limit"] or 20.0
+    value *= 0.9 * limit / 20.0  # not so near to the limit that there is nowhere to go
     before = GenerationSettings(**{advice.setting: value})
     after = getattr(advice.apply(before), advice.setting)
-    assert after >= 0
+    assert 0 <= after and (after <= limit or limit == 20.0)
     assert (after - value) * advice.direction > 0 or value < 0.01
 
 

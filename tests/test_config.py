@@ -51,6 +51,7 @@ def test_tiny_has_a_configuration_for_every_stage():
         "phase2-small",
         "phase2-edges",
         "phase2-teacher",
+        "phase2-mixed",
         "phase2",
         *(f"phase3-{style}" for style in STYLES),
     }

@@ -11,6 +11,7 @@ from make_data import draw_scene, make_manifest_dataset
 
 from diffv2ir.data import read_examples
 from diffv2ir.edges import brightness, follow_colours, follow_edges
+from diffv2ir.imaging import control_gain
 from diffv2ir.training.cache import LatentCache, ViewConfig
 from diffv2ir.training.images import to_tensor
 
@@ -63,6 +64,13 @@ def test_a_picture_of_the_pipeline_has_the_photos_edges_where_asked(pipe, condit
     expected = follow_edges(without.levels, brightness(conditioning.image), radius, blur=radius / 4)
     np.testing.assert_array_equal(followed.levels, expected)
     assert np.abs(np.asarray(followed.image) / 255 - expected).max() < 0.003
+
+
+def test_gain_is_controlled_after_the_edges(pipe, conditioning):
+    plain = pipe.default_settings.replace(steps=1, seed=0, resolution=64, edge_radius=6)
+    without, stretched = (pipe.generate(conditioning, plain.replace(gain_control=share)) for share in (0, 0.5))
+    np.testing.assert_array_equal(stretched.levels, control_gain(without.levels, 0.5))
+    assert np.abs(np.asarray(stretched.image) / 255 - stretched.levels).max() < 0.003
 
 
 @pytest.mark.parametrize(("radius", "follows"), [(0, False), (3, True)])

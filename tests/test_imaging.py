@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageCms, ImageOps
 
 from diffv2ir import imaging
-from diffv2ir.imaging import MAX_ASPECT, ImageError, open_image, to_gray, to_tensor
+from diffv2ir.imaging import MAX_ASPECT, ImageError, control_gain, open_image, to_gray, to_tensor
 from diffv2ir.imaging import working_size as size_for
 
 ORIENTATION = 0x0112
@@ -235,6 +235,27 @@ def test_tensors_and_back():
     assert np.asarray(other).max() == 255 or np.asarray(other).min() == 0  # out of range is cut, not wrapped
     mixed = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1)
     assert to_gray(mixed)[0].getpixel((0, 0)) == 128
+
+
+@given(st.integers(0, 1000), st.floats(0, 0.6), st.floats(0.3, 0.4), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_gain_control_is_a_line_from_black_to_white(seed, low, span, share):
+    levels = (low + span * np.random.default_rng(seed).random((40, 50))).clip(0, 1).astype(np.float32)
+    stretched = control_gain(levels, 1.0)
+    assert stretched.dtype == np.float32 and stretched.min() == 0 and stretched.max() == 1
+    np.testing.assert_allclose(np.quantile(stretched, (0.005, 0.995)), (0, 1), atol=1e-5)
+    np.testing.assert_array_equal(control_gain(levels, 0.0), levels)
+    between = control_gain(levels, share)
+    assert np.all(np.diff(between.ravel()[np.argsort(levels, axis=None)]) >= 0)  # what is warmer stays so
+    inside = (stretched > 0) & (stretched < 1)
+    expected = share * stretched + (1 - share) * levels
+    np.testing.assert_allclose(between[inside], expected[inside], atol=1e-6)
+
+
+def test_gain_control_leaves_the_noise_of_an_even_picture_small():
+    noise = 0.02 * np.random.default_rng(0).random((40, 50)).astype(np.float32)
+    assert np.ptp(control_gain(0.3 + noise, 1.0)) <= 0.081  # four times as much, not fifty
+    np.testing.assert_allclose(control_gain(np.full((4, 5), 0.3, np.float32), 1.0), 0.5)
 
 
 def test_lab_photo_keeps_its_colours():

@@ -382,7 +382,8 @@ def test_examples_are_chosen_and_weighted_by_source_and_kind(chain):
     assert weighted.fits(by_kind["pairs"]) and not weighted.fits(by_kind["infrared"])
     assert replace(CONFIGS["1"], sources=("odd",)).fits(by_kind["infrared"])
     assert not any(weighted.fits(example) for example in chain.examples if example.source == "even")
-    assert (weighted.weight(by_kind["pairs"]), weighted.weight(by_kind["infrared"])) == (2.0, 0.5)
+    assert weighted.weights([by_kind["pairs"], by_kind["infrared"]]) == [2.0, 0.5]
+    assert CONFIGS["2"].weights(list(by_kind.values())) is None  # one permutation an epoch
 
 
 # Packing

@@ -17,7 +17,14 @@ from diffv2ir.training.cache import LatentCache, Mixer, PictureFolder, ViewConfi
 from diffv2ir.training.images import to_tensor
 from diffv2ir.training.loop import LoopConfig, TrainingError
 from diffv2ir.training.phases import PhaseConfig, train_phase
-from diffv2ir.training.teacher import PictureDecoder, Teacher, TeacherConfig, load_network, predict, train_teacher
+from diffv2ir.training.teacher import (
+    PictureDecoder,
+    Teacher,
+    TeacherConfig,
+    load_network,
+    predict,
+    train_teacher,
+)
 
 LOOP = LoopConfig(steps=2, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5)
 CONFIG = TeacherConfig(LOOP, ViewConfig(resize=72, crop=64, variants=2), width=16)
@@ -194,6 +201,16 @@ def test_share_of_mixed_views(examples, share, least, most):
     assert least <= sum(partner is not None for partner in partners) <= most
     if share == 1:
         assert {partner.id for partner in partners} == {example.id for example in pairs}
+
+
+def test_partners_are_drawn_by_their_weights(examples):
+    pairs = [example for example in examples if example.visible]
+    weights = [3.0, 1.0] + [0.0] * (len(pairs) - 2)
+    mixer = Mixer(negative, "negative", 1.0, pairs, weights)
+    partners = [mixer.partner(torch.Generator().manual_seed(seed)).id for seed in range(400)]
+    assert set(partners) == {pairs[0].id, pairs[1].id}
+    assert 270 < partners.count(pairs[0].id) < 330
+    assert mixer.key != Mixer(negative, "negative", 1.0, pairs).key
 
 
 def test_latents_of_mixed_views_are_others_and_are_kept(examples, tmp_path):

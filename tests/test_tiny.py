@@ -38,6 +38,7 @@ CONFIGS = {
     "phase2-small": {"phase": "2", "map_style": "union", **PHASE},
     "phase2-edges": {"phase": "2", "map_style": "union", **PHASE, "view": {**PHASE["view"], "edge_radius": 2}},
     "phase2-teacher": {"phase": "2", "map_style": "union", "teacher_share": 0.5, **PHASE},
+    "phase2-mixed": {"phase": "2", "map_style": "union", "teacher_mix": 0.5, **PHASE},
     "phase2": {"phase": "2", "map_style": "union", "teacher_mix": 0.5, **PHASE},
     **{
         f"phase3-{style}": {

@@ -227,17 +227,26 @@ class Mixer:
     Args:
         picture: the teacher, RGB photo -> gray picture. key: what its answers depend on.
         share: of the views that are mixed. partners: the other photo is one of theirs.
+        weights: how often each of them is; None = all alike.
     """
 
-    def __init__(self, picture: Callable[[Image.Image], Image.Image], key, share: float, partners: Sequence[Example]):
+    def __init__(
+        self,
+        picture: Callable[[Image.Image], Image.Image],
+        key,
+        share: float,
+        partners: Sequence[Example],
+        weights: Sequence[float] | None = None,
+    ):
         self.picture, self.share, self.partners = picture, share, partners
-        self.key = _key(key, share, [file_hash(partner.visible) for partner in partners])
+        self._weights = torch.tensor(weights or [1.0] * len(partners))
+        self.key = _key(key, share, [file_hash(partner.visible) for partner in partners], self._weights.tolist())
 
     def partner(self, generator: torch.Generator) -> Example | None:
         """The other example, or None where the view stays as it is."""
         if float(torch.rand((), generator=generator)) >= self.share:
             return None
-        return self.partners[random_integer(len(self.partners) - 1, generator)]
+        return self.partners[int(torch.multinomial(self._weights, 1, generator=generator))]
 
     def mix(
         self, views: dict[str, Image.Image], others: dict[str, Image.Image], generator: torch.Generator

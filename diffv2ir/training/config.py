@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,9 +34,17 @@ def load_config(path: str | Path, kind: type[T]) -> T:
         raise ValueError(f"{path}: {error}") from error
 
 
-def source_weight(weights: Mapping[str, float], example: Example) -> float:
-    """Relative frequency of an example: that of its "source/kind", else of its source, else 1."""
-    return weights.get(f"{example.source}/{example.kind}", weights.get(example.source, 1.0))
+def example_weights(source_weights: Mapping[str, float], examples: Sequence[Example]) -> list[float] | None:
+    """Relative frequencies of examples, that of their "source/kind", else of their source, else 1.
+
+    None without `source_weights`: every example is as frequent as the others.
+    """
+    if not source_weights:
+        return None
+    return [
+        source_weights.get(f"{example.source}/{example.kind}", source_weights.get(example.source, 1.0))
+        for example in examples
+    ]
 
 
 def from_mapping(values: dict[str, Any], kind: type[T]) -> T:

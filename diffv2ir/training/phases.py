@@ -31,7 +31,7 @@ from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.cache import PICTURES, CaptionCache, LatentCache, MapCache, Mixer, PictureFolder, ViewConfig
-from diffv2ir.training.config import source_weight
+from diffv2ir.training.config import example_weights
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
 from diffv2ir.training.teacher import Teacher
@@ -153,9 +153,9 @@ class PhaseConfig:
             return example.visible is not None
         return example.visible is not None and example.infrared is not None
 
-    def weight(self, example: Example) -> float:
-        """Relative frequency of an example."""
-        return source_weight(self.source_weights, example)
+    def weights(self, examples: Sequence[Example]) -> list[float] | None:
+        """Relative frequencies of examples, see `example_weights`."""
+        return example_weights(self.source_weights, examples)
 
 
 @dataclass
@@ -253,7 +253,7 @@ def train_phase(
         unet,
         loss,
         len(chosen),
-        weights=[config.weight(example) for example in chosen] if config.source_weights else None,
+        weights=config.weights(chosen),
         save=save,
         validate=validation_figures if validate and held_out and config.phase in ("2", "3") else None,
         name=name if config.phase != "base" else "text-to-image base",
@@ -369,7 +369,7 @@ def _fill_caches(
     mixer = None
     if config.teacher_mix:
         whole = Teacher(teacher)
-        mixer = Mixer(whole.picture, whole.hash, config.teacher_mix, examples)
+        mixer = Mixer(whole.picture, whole.hash, config.teacher_mix, examples, config.weights(examples))
     latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught, mixer)
     latents.fill(examples)
     parts.vae.to("cpu")

@@ -28,7 +28,7 @@ from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network, network_p
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels
 from diffv2ir.training.cache import PICTURES, PictureFolder, ViewConfig, Views, file_hash
-from diffv2ir.training.config import source_weight
+from diffv2ir.training.config import example_weights
 from diffv2ir.training.images import load_rgb, resize_shorter
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, TrainingError
 
@@ -153,9 +153,7 @@ def _trained_decoders(
             [_look(views, example, variant, network, config.view.crop) for variant in variants]
             for example in tqdm(examples, desc="ImageNet features", mininterval=5)
         ]
-        weights = None
-        if config.source_weights:
-            weights = [source_weight(config.source_weights, example) for example in examples]
+        weights = example_weights(config.source_weights, examples)
         for number, folder in enumerate(folders):
             if not (folder / _WEIGHTS).is_file():
                 _train_decoder(seen, weights, folder, replace(config.loop, seed=config.loop.seed + number), config)

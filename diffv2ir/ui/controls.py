@@ -43,6 +43,7 @@ class Controls:
             self._choice("sampler")
             self._slider("resolution")
             self._slider("edge_radius")
+            self._slider("gain_control")
         with gr.Row():
             field = field_of("seed")
             self.fields["seed"] = gr.Number(

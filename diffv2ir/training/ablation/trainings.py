@@ -25,7 +25,8 @@ _FOLLOWS = {
     "phase2-small": "phase1",
     "phase2-edges": "phase2-small",
     "phase2-teacher": "phase2-edges",
-    "phase2": "phase2-teacher",
+    "phase2-mixed": "phase2-teacher",
+    "phase2": "phase2-mixed",
     **{f"phase3-{style}": "phase2" for style in STYLES},
 }
 
