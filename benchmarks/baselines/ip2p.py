@@ -42,7 +42,7 @@ def train_ip2p(
 
     Args:
         start: where our phase 2 starts, too. vlum: captioner and segmenter; a bundle has them, but they are not used.
-        share: part of the steps of each stage's configuration.
+        share: part of the steps, and of the views, of each stage's configuration.
         teacher: output of train.teacher: our teacher is its teacher, too.
 
     Raises:
@@ -59,9 +59,13 @@ def train_ip2p(
 
 
 def without_conditions(config: PhaseConfig, share: float = 1.0) -> PhaseConfig:
-    """A configuration of ours with the fixed prompt, without maps, and with part of its steps."""
+    """A configuration of ours with the fixed prompt, without maps, and with part of its steps.
+
+    And of its views: each is seen as often as with all steps.
+    """
     loop = dataclasses.replace(config.loop, steps=max(1, round(config.loop.steps * share)))
-    return dataclasses.replace(config, loop=loop, fixed_prompt=PROMPT, without_map=True)
+    view = dataclasses.replace(config.view, variants=max(1, round(config.view.variants * share)))
+    return dataclasses.replace(config, loop=loop, view=view, fixed_prompt=PROMPT, without_map=True)
 
 
 def translate(
