@@ -102,6 +102,8 @@ def suggestion(name: str, settings: GenerationSettings, styles: Sequence[str] = 
         return ", ".join(str(value) for value in (seed, seed + 1, seed + 2))
     if name == "steps":
         return "10, 25, 50"
+    if name == "gain_control":
+        return "0, 0.25, 0.5"
     return ", ".join(_names(name, styles) or ("1", "2.5", "5"))
 
 

@@ -16,10 +16,11 @@ from diffv2ir.training.phases import PhaseConfig, train_phase
 COUNT, BATCH = 6, 4
 
 
-def make_loop(output: Path, steps: int) -> Loop:
+def make_loop(output: Path, steps: int, shard: bool = False) -> Loop:
     """A small model. `output` gets what each process saw (`seen-RANK-of-COUNT.json`) and who saved (`writers`)."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    model._no_split_modules = ["Linear"]
     output.mkdir(parents=True, exist_ok=True)
     processes, seen = os.environ.get("WORLD_SIZE", 1), []
 
@@ -35,7 +36,7 @@ def make_loop(output: Path, steps: int) -> Loop:
 
     config = LoopConfig(
         steps=steps, batch_size=BATCH, warmup_steps=1, schedule="constant", learning_rate=1e-2, ema_decay=0.5,
-        checkpoint_every=3, log_every=1,
+        checkpoint_every=3, log_every=1, shard=shard,
     )  # fmt: skip
     return Loop(config, output, model, loss, COUNT, save=save)
 
@@ -48,12 +49,17 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     make_loop(folder / "alone-then-two", 6).run()
     make_loop(folder / "two-then-alone", 3).run()
+    make_loop(folder / "alone-then-shared", 6, shard=True).run()
+    make_loop(folder / "shared-then-alone", 3, shard=True).run()
+    loop = make_loop(folder / "shared", 6, shard=True)
+    parts = [parameter.to_local().numel() for parameter in loop.parameters]
+    torch.save((parts, loop.run().state_dict()), folder / f"shared-{rank()}.pt")
     task = json.loads((folder / "phase.json").read_text())
-    config = load_config(folder / "phase.yaml", PhaseConfig)
-    start, vlum, output = (Path(task[name]) for name in ("start", "vlum", "output"))
-    train_phase(
-        config, read_examples(Path(task["data"]), split="train"), start, output, cache=output / "cache", vlum=vlum
-    )
+    examples = read_examples(Path(task["data"]), split="train")
+    start, vlum = Path(task["start"]), Path(task["vlum"])
+    for name, output in task["outputs"].items():
+        config, output = load_config(folder / f"{name}.yaml", PhaseConfig), Path(output)
+        train_phase(config, examples, start, output, cache=output / "cache", vlum=vlum)
 
 
 if __name__ == "__main__":

@@ -364,8 +364,7 @@ def test_only_phases_with_these_conditions_can_leave_them_out():
 def test_a_share_is_a_part(data, tmp_path):
     with pytest.raises(ValueError, match=r"share must lie in \(0, 1\], got 0"):
         ip2p.train_ip2p(data, tmp_path, tmp_path, tmp_path, share=0)
-    loop = LoopConfig(steps=100, batch_size=2, learning_rate=1e-3)
-    whole = PhaseConfig("2", loop, view=ViewConfig(variants=20))
+    whole = phases.PhaseConfig("2", phases.LoopConfig(steps=100), view=phases.ViewConfig(variants=20))
     part = ip2p.without_conditions(whole, 0.15)
     assert (part.loop.steps, part.view.variants) == (15, 3)  # each view as often as in the whole
     assert ip2p.without_conditions(whole, 0.001).view.variants == 1

@@ -1,6 +1,7 @@
 """YAML settings: what is wrong is named; every file in train/configs can be loaded."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_configurations_of_the_project_load(path):
     config = load_config(path, COMPONENTS.get(path.stem, PhaseConfig))
     assert config.loop.steps > 0
     if isinstance(config, PhaseConfig):
-        name = path.stem.removeprefix("phase").removesuffix("-small").removesuffix("-edges").removesuffix("-teacher")
+        name = re.sub("-(small|edges|teacher|mixed)$", "", path.stem.removeprefix("phase"))
         assert name == (f"3-{config.style}" if path.parent.name == "tiny" and config.style else config.phase)
 
 

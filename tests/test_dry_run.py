@@ -177,3 +177,17 @@ def test_exit_code_says_whether_anything_is_missing(
     assert ("nothing is missing" in printed) == complete
     assert ("segmenter: the folder is missing" in printed) != complete
     assert not (tmp_path / "run").exists()
+
+
+def test_a_shared_model_is_divided_among_the_processes(start, bundle_folder):
+    unet, text_encoder = (
+        UNet2DConditionModel.from_pretrained(bundle_folder / "unet"),
+        CLIPTextModel.from_pretrained(bundle_folder / "text_encoder"),
+    )
+    config, texts = PHASES["2"], 4 * count_parameters(text_encoder)
+    alone = device_memory(config, unet, text_encoder)
+    assert device_memory(config, unet, text_encoder, 8) == alone
+    shared = device_memory(replace(config, loop=replace(config.loop, shard=True)), unet, text_encoder, 8)
+    assert shared["weights"] - texts == pytest.approx((alone["weights"] - texts) / 8, abs=1)
+    for name in ("gradients", "optimizer", "average"):
+        assert shared[name] == pytest.approx(alone[name] / 8, abs=1)

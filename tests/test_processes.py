@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from diffv2ir.data import read_examples
 from diffv2ir.training.config import load_config
-from diffv2ir.training.loop import _check_sharing
+from diffv2ir.training.loop import LoopConfig, _check_sharing
 from diffv2ir.training.phases import PhaseConfig, train_phase
 
 TESTS = Path(__file__).parent
@@ -27,6 +27,7 @@ loop: {steps: 2, batch_size: 4, micro_batch_size: 1, warmup_steps: 1, ema_decay:
 view: {resize: 18, crop: 16, variants: 1}
 validation_fraction: 0.0
 """
+PHASES = {"copied": PHASE, "shared": PHASE.replace("{steps", "{shard: true, steps")}
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +36,13 @@ def folder(bundle_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     data = make_manifest_dataset(folder / "data", pairs=5, infrared=0)
     start = make_start_folder(bundle_folder, folder / "start")
-    task = {"data": data, "start": start, "vlum": bundle_folder, "output": folder / "run"}
-    (folder / "phase.json").write_text(json.dumps({name: str(path) for name, path in task.items()}))
-    (folder / "phase.yaml").write_text(PHASE)
-    make_loop(folder / "alone-then-two", 3).run()
+    task = {"data": str(data), "start": str(start), "vlum": str(bundle_folder)}
+    task["outputs"] = {name: str(folder / "runs" / name) for name in PHASES}
+    (folder / "phase.json").write_text(json.dumps(task))
+    for name, text in PHASES.items():
+        (folder / f"{name}.yaml").write_text(text)
+    for name in ("alone-then-two", "alone-then-shared"):
+        make_loop(folder / name, 3).run()
     run_two(sys.executable, TESTS / "processes.py", folder)
     return folder
 
@@ -75,14 +79,16 @@ def whole(tmp_path_factory):
     return loop.run().state_dict(), [entry["loss"] for entry in loop.history]
 
 
-def test_two_processes_train_a_unet_as_one_does(folder, tmp_path):
+@pytest.mark.parametrize("name", PHASES)
+def test_two_processes_train_a_unet_as_one_does(folder, name, tmp_path):
     task = json.loads((folder / "phase.json").read_text())
     alone = train_phase(
-        load_config(folder / "phase.yaml", PhaseConfig), read_examples(Path(task["data"]), split="train"),
+        load_config(folder / f"{name}.yaml", PhaseConfig), read_examples(Path(task["data"]), split="train"),
         Path(task["start"]), tmp_path / "run", cache=tmp_path / "cache", vlum=Path(task["vlum"]),
     )  # fmt: skip
     weights = [
-        load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (alone, folder / "run" / "result")
+        load_file(f / "unet" / "diffusion_pytorch_model.safetensors")
+        for f in (alone, folder / "runs" / name / "result")
     ]
     before = load_file(Path(task["start"]) / "unet" / "diffusion_pytorch_model.safetensors")
     for name, value in weights[0].items():
@@ -90,12 +96,21 @@ def test_two_processes_train_a_unet_as_one_does(folder, tmp_path):
     assert not torch.equal(before["mid_block.resnets.0.conv1.weight"], weights[0]["mid_block.resnets.0.conv1.weight"])
 
 
-@pytest.mark.parametrize("name", ["alone-then-two", "two-then-alone"])
+@pytest.mark.parametrize("name", ["alone-then-two", "two-then-alone", "alone-then-shared", "shared-then-alone"])
 def test_another_number_of_processes_goes_on(folder, name, whole):
     loop = make_loop(folder / name, 6)
     for key, value in loop.run().state_dict().items():
         torch.testing.assert_close(value, whole[0][key], **CLOSE)
     assert [entry["loss"] for entry in loop.history] == pytest.approx(whole[1], rel=1e-4)
+
+
+def test_each_process_holds_a_part_and_ends_with_the_whole(folder, whole):
+    (parts, first), (others, second) = (torch.load(folder / f"shared-{rank}.pt") for rank in (0, 1))
+    sizes = [value.numel() for value in whole[0].values()]
+    assert [a + b for a, b in zip(parts, others, strict=True)] == sizes and max(parts) < max(sizes)
+    for key, value in whole[0].items():
+        assert torch.equal(first[key], second[key])
+        torch.testing.assert_close(first[key], value, **CLOSE)
 
 
 def test_each_example_is_seen_once_an_epoch(folder):
@@ -111,7 +126,13 @@ def test_one_writes(folder):
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_shared_weights_are_refused(kind):
-    with pytest.raises(ValueError, match=f"each hold the whole model .*the configuration says {kind.value}"):
+def test_other_ways_of_sharing_are_refused(kind):
+    with pytest.raises(ValueError, match=f"said by `shard` .*that of accelerate says {kind.value}"):
         _check_sharing(kind)
     _check_sharing(DistributedType.MULTI_GPU)
+
+
+@pytest.mark.parametrize("other", [{"ema_device": "cpu"}, {"optimizer": "adamw8bit"}])
+def test_what_needs_whole_tensors_is_refused(other):
+    with pytest.raises(ValueError, match="shard needs ema_device 'model' and optimizer 'adamw'"):
+        LoopConfig(steps=1, shard=True, **other)

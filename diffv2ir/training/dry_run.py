@@ -166,7 +166,7 @@ def _footprint(config: PhaseConfig, start: Path, missing: list[str]) -> Footprin
     return Footprint(
         count_trainable(unet),
         count_parameters(unet),
-        device_memory(config, unet, text_encoder),
+        device_memory(config, unet, text_encoder, process_state().num_processes),
         checkpoint_size(config, unet),
         latent_size(config.view, vae.config.latent_channels, latent_stride(vae)),
     )
@@ -178,7 +178,7 @@ def _folder_problems(folder: Path, names: tuple[str, ...]) -> list[str]:
     return [f"{folder}: {problem}" for name in names for problem in bundle.folder_problems(folder, name)]
 
 
-def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module) -> dict[str, int]:
+def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module, processes: int = 1) -> dict[str, int]:
     """Bytes that a training holds on each device from its first to its last step, by purpose.
 
     With N parameters of the UNet, n of them trainable, all float32, and M of the text encoder, of b bytes:
@@ -188,17 +188,24 @@ def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module)
     - optimizer: see `optimizer_size`
     - average 4 n, unless there is none or it is kept on the CPU
 
+    With `shard`, all but the text encoder is divided among the processes; the weights of the block that is computed
+    come on top.
+
     Not counted: activations, which grow with the samples of a forward pass and with the crop; the half-precision copies
     of the weights that mixed precision makes for a forward pass (2 N); and the models that fill the caches, which have
     left the device by then.
     """
     trainable = count_trainable(unet)
-    return {
-        "weights": _FLOAT32 * count_parameters(unet) + config.frozen.itemsize * count_parameters(text_encoder),
+    sharing = processes if config.loop.shard else 1
+    shared = {
+        "weights": _FLOAT32 * count_parameters(unet),
         "gradients": _FLOAT32 * trainable,
         "optimizer": optimizer_size(config, unet),
         "average": _FLOAT32 * trainable if config.loop.ema_decay and config.loop.ema_device == "model" else 0,
     }
+    sizes = {name: -(-size // sharing) for name, size in shared.items()}
+    sizes["weights"] += config.frozen.itemsize * count_parameters(text_encoder)
+    return sizes
 
 
 def optimizer_size(config: PhaseConfig, unet: nn.Module) -> int:

@@ -7,15 +7,18 @@ that was never interrupted, and the same holds for any number of accumulation st
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffv2ir.files import write_atomically
+from diffv2ir.training.sharding import gathered, part_like, shard
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,8 @@ class LoopConfig:
         ema_decay: decay of the weight average that is saved and validated; 0 = the weights themselves.
         ema_device: where that average is: "model" = beside the weights; "cpu" = in main memory, which frees 4 bytes of
             the device for each trained parameter, and costs a transfer of them in every optimizer step.
+        shard: share weights, gradients, moments and average among the processes, for a model that is too large for
+            one of them; else each holds all of them (DDP). Checkpoints are the same.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
     """
 
@@ -76,6 +82,7 @@ class LoopConfig:
     validate_every: int = 0
     keep_checkpoints: int = 2
     mixed_precision: str = "no"
+    shard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
@@ -87,6 +94,10 @@ class LoopConfig:
             raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {self.optimizer!r}")
         if self.ema_device not in ("model", "cpu"):
             raise ValueError(f"ema_device must be 'model' or 'cpu', got {self.ema_device!r}")
+        if self.shard and (self.ema_device != "model" or self.optimizer != "adamw"):
+            raise ValueError(
+                "shard needs ema_device 'model' and optimizer 'adamw': each process has a part of them only"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
 
@@ -217,13 +228,20 @@ class Loop:
         _check_sharing(self.accelerator.distributed_type)
         self.sampler = Sampler(count, config.seed, weights)
         self.plain_model = model.to(self.accelerator.device)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        if not self.parameters:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("the model has no trainable parameter")
+        self.whole_model = None  # what a shared model is gathered into, in main memory
+        if config.shard and self.accelerator.num_processes > 1:
+            self.whole_model = copy.deepcopy(model).cpu()
+            shard(model, self.accelerator.device, self.accelerator.num_processes)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = optimizer_class(config.optimizer)(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.model, self.optimizer = self.accelerator.prepare(self.plain_model, optimizer)
+        if self.whole_model is None:
+            self.model, self.optimizer = self.accelerator.prepare(self.plain_model, optimizer)
+        else:
+            self.model, self.optimizer = self.plain_model, self.accelerator.prepare(optimizer)
         self.ema_device = torch.device("cpu") if config.ema_device == "cpu" else self.accelerator.device
         self.ema = None
         if config.ema_decay:
@@ -235,10 +253,16 @@ class Loop:
         self.share, self.micro = config.share(self.accelerator.num_processes)
 
     def run(self) -> nn.Module:
-        """Resume from the newest checkpoint, train to the end, and return the model with its averaged weights."""
+        """Resume from the newest checkpoint, train to the end, and return the model with its averaged weights.
+
+        A shared model is returned as a whole, in main memory.
+        """
         self._resume()
         if self.step < self.config.steps:
             self._train()
+        if self.whole_model is not None:
+            self._gather_average()
+            return self.whole_model
         if self.ema:
             self.ema.copy_to(self.parameters)
         return self.plain_model
@@ -266,8 +290,9 @@ class Loop:
                 sums, seen, started = {}, 0, time.monotonic()
             last = self.step == self.config.steps
             if self.validate and self.config.validate_every and (self.step % self.config.validate_every == 0 or last):
+                self._gather_average()
                 if main:
-                    self._log(writer, self._with_average(lambda: self.validate(self.plain_model, self.step)))
+                    self._log(writer, self._with_average(lambda model: self.validate(model, self.step)))
                 self.accelerator.wait_for_everyone()
                 started = time.monotonic()
             if self.step % self.config.checkpoint_every == 0 or last:
@@ -288,13 +313,13 @@ class Loop:
             # Layers with dropout draw from the global generator: tie it to the step as well.
             torch.manual_seed(mix_seed(config.seed, 2, chunk[0].position))
             sync = number == len(chunks) - 1
-            with accelerator.autocast(), _maybe_no_sync(accelerator, self.model, sync):
+            with accelerator.autocast(), self._sharing_of_gradients(sync):
                 losses = self.loss(self.model, chunk)
                 accelerator.backward(losses["loss"] / len(chunks))
             for key, value in losses.items():
                 sums[key] = sums.get(key, 0.0) + value.item() / len(chunks)
         sums["loss"] = self._mean_of_processes(sums["loss"])
-        norm = accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        norm = gathered(accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm))
         # With fp16, gradients may overflow now and then: the scaler skips such a step and lowers its scale.
         scaled = accelerator.scaler is not None and accelerator.scaler.get_scale() > 1
         if not math.isfinite(sums["loss"]) or not (scaled or torch.isfinite(norm)):
@@ -309,6 +334,16 @@ class Loop:
         if self.ema and not self.optimizer.step_was_skipped:
             self.ema.step(self._parameters_for_average())
         return sums
+
+    @contextmanager
+    def _sharing_of_gradients(self, sync: bool):
+        """Within it the processes add up their gradients, or, with accumulation, do not yet."""
+        if self.whole_model is not None:
+            self.model.set_requires_gradient_sync(sync)
+            yield
+        else:
+            with nullcontext() if sync else self.accelerator.no_sync(self.model):
+                yield
 
     def _mean_of_processes(self, value: float) -> float:
         """All processes log the same loss and, where it is not finite, all stop: none waits for another."""
@@ -332,15 +367,33 @@ class Loop:
                 else:
                     writer.add_image(key, np.asarray(value.convert("RGB")), self.step, dataformats="HWC")
 
+    @torch.no_grad()
+    def _gather_average(self) -> None:
+        """Bring the averaged weights of a shared model into `whole_model`, in all processes."""
+        if self.whole_model is None:
+            return
+        parts = self.ema.shadow_params if self.ema else self.parameters
+        trained = [parameter for parameter in self.whole_model.parameters() if parameter.requires_grad]
+        for parameter, part in zip(trained, parts, strict=True):
+            parameter.copy_(gathered(part))
+        for buffer, current in zip(self.whole_model.buffers(), self.plain_model.buffers(), strict=True):
+            buffer.copy_(current)
+
     def _with_average(self, function):
-        """Run `function` with the averaged weights in evaluation mode, then put the weights back."""
+        """Run `function(model)` with the averaged weights in evaluation mode, then put the weights back.
+
+        A shared model has to be gathered before, by all processes.
+        """
+        if self.whole_model is not None:
+            with torch.no_grad():
+                return function(self.whole_model.eval())
         if self.ema:
             self.ema.store(self.parameters)
             self.ema.copy_to(self.parameters)
         self.plain_model.eval()
         try:
             with torch.no_grad():
-                return function()
+                return function(self.plain_model)
         finally:
             self.plain_model.train()
             if self.ema:
@@ -349,26 +402,32 @@ class Loop:
     def checkpoint(self) -> Path:
         """Write a checkpoint: into a hidden folder, flushed to disk, then renamed. Older ones go only after that."""
         folder = self.output / "checkpoints" / f"step-{self.step:0{_STEP_DIGITS}d}"
+        state = self._state()
+        self._gather_average()
         if self.accelerator.is_main_process:
-            write_atomically(folder, self._write_checkpoint)
+            write_atomically(folder, lambda partial: self._write_checkpoint(partial, state))
             for old in sorted(folder.parent.glob("step-*"))[: -self.config.keep_checkpoints]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         return folder
 
-    def _write_checkpoint(self, folder: Path) -> None:
+    def _state(self) -> dict[str, Any]:
+        """What a run needs to go on, the same however the model is shared; all processes have to ask for it."""
         state = {
             "step": self.step,
-            "parameters": [p.detach() for p in self.parameters],
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
+            "parameters": [gathered(p) for p in self.parameters],
+            "optimizer": _mapped(gathered, self.optimizer.state_dict()),
+            "ema": _mapped(gathered, self.ema.state_dict()) if self.ema else None,
         }
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
+        return state
+
+    def _write_checkpoint(self, folder: Path, state: dict[str, Any]) -> None:
         torch.save(state, folder / "trainer.pt")
         (folder / "history.json").write_text(json.dumps({"config": asdict(self.config), "history": self.history}))
         if self.save:
-            self._with_average(lambda: self.save(folder, self.plain_model))
+            self._with_average(lambda model: self.save(folder, model))
 
     def _resume(self) -> None:
         folder = latest_checkpoint(self.output)
@@ -381,11 +440,17 @@ class Loop:
         if [tuple(p.shape) for p in state["parameters"]] != shapes:
             raise TrainingError(f"{folder} was written by a model of another shape; choose another output folder")
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
-            parameter.data.copy_(value)
+            parameter.data.copy_(part_like(value, parameter.data))
+        for number, moments in state["optimizer"]["state"].items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.shape == self.parameters[number].shape:
+                    moments[name] = part_like(value, self.parameters[number].data)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.ema:
+            averages = zip(state["ema"]["shadow_params"], self.parameters, strict=True)
+            state["ema"]["shadow_params"] = [part_like(value, parameter.data) for value, parameter in averages]
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.ema_device)
         self.step, self.history = state["step"], saved["history"]
@@ -393,15 +458,15 @@ class Loop:
 
 
 def _check_sharing(kind: DistributedType) -> None:
-    """Refuse ways of sharing under which a process has not all of the weights.
+    """Refuse ways of sharing a model that are not ours.
 
     Raises:
-        ValueError: FSDP, DeepSpeed or another one in which it has not.
+        ValueError: accelerate's FSDP, DeepSpeed or Megatron.
     """
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
-            f"the processes of a training each hold the whole model (DDP), the configuration says {kind.value}; "
-            "launch with `accelerate launch --multi_gpu`, without FSDP, DeepSpeed and Megatron"
+            f"how the processes share a model is said by `shard` of the training's configuration, that of accelerate "
+            f"says {kind.value}; launch with `accelerate launch --multi_gpu`, without FSDP, DeepSpeed and Megatron"
         )
 
 
@@ -411,7 +476,12 @@ def latest_checkpoint(output: str | Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _maybe_no_sync(accelerator: Accelerator, model: nn.Module, sync: bool):
-    from contextlib import nullcontext
-
-    return nullcontext() if sync else accelerator.no_sync(model)
+def _mapped(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """A nested state with `function` of each of its tensors."""
+    if isinstance(state, Tensor):
+        return function(state)
+    if isinstance(state, dict):
+        return {key: _mapped(function, value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_mapped(function, value) for value in state)
+    return state
