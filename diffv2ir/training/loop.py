@@ -60,8 +60,9 @@ class LoopConfig:
         ema_decay: decay of the weight average that is saved and validated; 0 = the weights themselves.
         ema_device: where that average is: "model" = beside the weights; "cpu" = in main memory, which frees 4 bytes of
             the device for each trained parameter, and costs a transfer of them in every optimizer step.
-        shard: share weights, gradients, moments and average among the processes, for a model that is too large for
-            one of them; else each holds all of them (DDP). Checkpoints are the same.
+        shard: share weights, gradients, moments and average among the processes (FSDP2), for a model whose training is
+            too large for one device; else each process holds all of them (DDP). Checkpoints are the same. Each process
+            needs main memory for a copy of the model, which the parts are gathered into.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
     """
 
@@ -227,13 +228,15 @@ class Loop:
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         _check_sharing(self.accelerator.distributed_type)
         self.sampler = Sampler(count, config.seed, weights)
-        self.plain_model = model.to(self.accelerator.device)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("the model has no trainable parameter")
+        self.plain_model = model
         self.whole_model = None  # what a shared model is gathered into, in main memory
         if config.shard and self.accelerator.num_processes > 1:
             self.whole_model = copy.deepcopy(model).cpu()
             shard(model, self.accelerator.device, self.accelerator.num_processes)
+        else:
+            model.to(self.accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = optimizer_class(config.optimizer)(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay

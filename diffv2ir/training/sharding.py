@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def shard(model: nn.Module, device: torch.device, processes: int) -> None:
     """Share the weights of `model`, in place, among all processes, which each hold the same now.
 
-    The blocks that diffusers and transformers name as units (`_no_split_modules`) are gathered one by one.
+    The blocks that diffusers and transformers name as units (`_no_split_modules`) are gathered one by one. What is in
+    main memory goes to `device` block by block: it never has to hold the whole.
     """
     mesh = init_device_mesh(device.type, (processes,))
     model.to(memory_format=torch.contiguous_format)  # a part of channels-last weights would not be one piece
