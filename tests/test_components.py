@@ -177,6 +177,14 @@ def test_pictures_are_seen_both_ways_round():
     assert {image.getpixel((0, 0)) for image in images} == {(0, 0, 0), (255, 255, 255)}
 
 
+def test_photos_are_seen_in_other_exposures():
+    config = CaptionerConfig(loop=loop(1), smallest_crop=1.0, jitter=0.5)
+    picture = np.full((8, 12, 3), 128, dtype=np.uint8)
+    images = [augment(picture, config, torch.Generator().manual_seed(seed)) for seed in (1, 2, 1)]
+    levels = [image.getpixel((0, 0))[0] for image in images]
+    assert levels[0] == levels[2] != levels[1] and 128 not in levels
+
+
 def test_captioner_vocabulary_is_that_of_the_captions():
     tokenizer = build_processor(["a red car, at night", "a tree"], 32).tokenizer
     assert tokenizer.tokenize("a red tree at night") == ["a", "red", "tree", "at", "night"]

@@ -167,6 +167,20 @@ def test_layout_is_read(key, tree):
     assert all(one.infrared.is_file() and (one.visible is None or one.visible.is_file()) for one in found)
 
 
+def test_aviid_is_read_as_its_users_have_it(tmp_path):
+    for name in ("trainA/1.png", "trainB/1.png", "testA/205.png", "testB/205.png"):
+        path = tmp_path / "AVIID3" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "AVIID1-unpaired-5").mkdir()
+    found = {one.split: one for one in SOURCES["aviid"].find(tmp_path)}
+    assert found["train"].visible == tmp_path / "AVIID3/trainA/1.png" and found["train"].scene == "AVIID3/0"
+    assert found["test"].infrared == tmp_path / "AVIID3/testB/205.png" and found["test"].name == "AVIID3/test/205"
+    shutil.rmtree(tmp_path / "AVIID3" / "testB")
+    with pytest.raises(DataError, match="testB"):
+        list(SOURCES["aviid"].find(tmp_path))
+
+
 @pytest.mark.parametrize("key", NEEDED)
 def test_missing_folder_is_named(key, tree):
     root = tree(key)

@@ -1,7 +1,7 @@
 """A dataset is a folder: with a `manifest.jsonl`, or `rgb/ ir/ [seg/]` of equal file names, or shards (`shards`).
 
-The second layout is that of the paper's released IR-500K data (captions in `captions.json` when present). Shards are
-what `python -m train.data build` makes.
+The second layout is what the README of the paper's code asks of a data set (captions in `captions.json` when present).
+Shards are what `python -m train.data build` makes.
 """
 
 from __future__ import annotations

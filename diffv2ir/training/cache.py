@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -29,7 +29,7 @@ from diffv2ir.edges import brightness, follow_edges
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels
 from diffv2ir.pipeline import latent_stride
-from diffv2ir.training.images import load_rgb, random_integer, resize_shorter, to_tensor
+from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter, to_tensor
 from diffv2ir.training.loop import mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
 
@@ -214,7 +214,7 @@ class Views:
         top = random_integer(image.height - height, generator)
         image = image.crop((left, top, left + width, top + height))
         if role == "visible" and view.jitter:
-            image = _expose_differently(image, view.jitter, generator)
+            image = expose_differently(image, view.jitter, generator)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
@@ -375,13 +375,6 @@ class LatentCache:
         view = asdict(self.view) | {"variants": None}
         key = _key(hashes, self._vae_hash, view, variant, self.seed, *taught, *mixed)
         return self.folder / key[:2] / f"{key}.safetensors"
-
-
-def _expose_differently(image: Image.Image, jitter: float, generator: torch.Generator) -> Image.Image:
-    """The RGB image with another gamma, contrast and colourfulness, each up to a factor of exp(`jitter`)."""
-    gamma, contrast, colour = ((2 * torch.rand(3, generator=generator) - 1) * jitter).exp().tolist()
-    image = image.point([round(255 * (value / 255) ** gamma) for value in range(256)] * 3)
-    return ImageEnhance.Color(ImageEnhance.Contrast(image).enhance(contrast)).enhance(colour)
 
 
 def encode_mode(vae: torch.nn.Module, images: Tensor) -> Tensor:

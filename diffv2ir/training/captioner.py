@@ -22,7 +22,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 
 from diffv2ir.data import Example
 from diffv2ir.files import write_atomically
-from diffv2ir.training.images import load_rgb, random_integer, resize_shorter
+from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,10 @@ _INDOORS = "indoor|indoors|interior|office|room|corridor|hall|desk|desks|table|k
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """Widths of BLIP's vision and text towers, image side in pixels, and how often object crops are seen."""
+    """Widths of BLIP's vision and text towers, image side in pixels, and how often object crops are seen.
+
+    `jitter` is how far the exposure of the photos varies, as in `ViewConfig`.
+    """
 
     loop: LoopConfig
     hidden_size: int = 160
@@ -62,6 +65,7 @@ class CaptionerConfig:
     crops_weight: float = 0.15
     smallest_crop: float = 0.75
     dropout: float = 0.1
+    jitter: float = 0.0
 
 
 def build_processor(captions: Iterable[str], image_size: int) -> BlipProcessor:
@@ -152,12 +156,14 @@ def train_captioner(examples: Sequence[Example], output: Path, config: Captioner
 
 
 def _augment(picture: np.ndarray, config: CaptionerConfig, generator: torch.Generator) -> Image.Image:
-    """A random crop, mirrored half of the time."""
+    """A random crop, mirrored half of the time, of another exposure."""
     share = config.smallest_crop + (1 - config.smallest_crop) * float(torch.rand((), generator=generator))
     height, width = (round(side * share) for side in picture.shape[:2])
     top = random_integer(picture.shape[0] - height, generator)
     left = random_integer(picture.shape[1] - width, generator)
     image = Image.fromarray(picture[top : top + height, left : left + width])
+    if config.jitter:
+        image = expose_differently(image, config.jitter, generator)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand((), generator=generator) < 0.5 else image
 
 

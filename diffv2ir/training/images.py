@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from diffv2ir.imaging import open_image
@@ -28,6 +28,13 @@ def resize_shorter(
     """Resize so that the shorter side is `size` pixels, keeping the aspect ratio."""
     scale = size / min(image.size)
     return image.resize([max(size, round(side * scale)) for side in image.size], resampling)
+
+
+def expose_differently(image: Image.Image, jitter: float, generator: torch.Generator) -> Image.Image:
+    """The RGB image with another gamma, contrast and colourfulness, each up to a factor of exp(`jitter`)."""
+    gamma, contrast, colour = ((2 * torch.rand(3, generator=generator) - 1) * jitter).exp().tolist()
+    image = image.point([round(255 * (value / 255) ** gamma) for value in range(256)] * 3)
+    return ImageEnhance.Color(ImageEnhance.Contrast(image).enhance(contrast)).enhance(colour)
 
 
 def random_integer(high: int, generator: torch.Generator) -> int:

@@ -9,9 +9,10 @@ from diffv2ir.data.sources.base import Found, Source, block, folder, images, par
 
 
 def _aviid(root: Path) -> Iterator[Found]:
-    for part in subfolders(root, r"AVIID-\d"):
+    for part in subfolders(root, r"AVIID-?\d"):
+        names = ("{}A", "{}B") if (part / "trainA").is_dir() else ("visible/{}", "infrared/{}")
         for split in ("train", "test"):
-            visible, infrared = folder(part, f"visible/{split}"), folder(part, f"infrared/{split}")
+            visible, infrared = (folder(part, name.format(split)) for name in names)
             for stem, first, second in partners(visible, infrared):
                 yield Found(f"{part.name}/{split}/{stem}", f"{part.name}/{block(stem)}", second, first, split)
 
@@ -41,27 +42,31 @@ def _hit_uav(root: Path) -> Iterator[Found]:
 
 AERIAL = (
     Source(
-        "aviid", "AVIID", "LWIR", "over 3,000 aligned pairs in three parts: roads from a drone",
-        "research", "github.com/silver-hzh/Averial-visible-to-infrared-image-translation",
-        "`AVIID-N/{visible,infrared}/{train,test}/`, equal names",
-        "assumed: the paper names three parts of pairs; the folders inside were not to be seen", _aviid,
+        "aviid", "AVIID", "LWIR",
+        "3,363 aligned pairs in three parts, of 434x434 and 512x512: vehicles on roads, from the air",
+        "not confirmed, ask the authors", "github.com/silver-hzh/Averial-visible-to-infrared-image-translation",
+        "`AVIID-N/{trainA,trainB,testA,testB}/` (A is visible) or `AVIID-N/{visible,infrared}/{train,test}/`, equal "
+        "names", "the first as its users report it, the second assumed; copies with `vis/ ir/` and lists are not read",
+        _aviid,
     ),
     Source(
         "dronevehicle", "DroneVehicle", "LWIR", "28,439 pairs of 840x712: traffic from a drone, day and night",
-        "research", "github.com/VisDrone/DroneVehicle",
+        "not confirmed, ask the authors", "github.com/VisDrone/DroneVehicle",
         "`train/{trainimg,trainimgr}/ val/{valimg,valimgr}/ test/{testimg,testimgr}/`, equal names",
         "known; a white border of 100 pixels is cut off, and 640x512 pixels are stored as PNG", _dronevehicle, 100,
     ),
     Source(
         "vtuav", "VTUAV", "LWIR", "500 sequences, 1.7 million pairs of 1920x1080: tracking from a drone",
-        "research", "zhang-pengyu.github.io/DUT-VTUAV",
+        "not confirmed, ask the authors", "zhang-pengyu.github.io/DUT-VTUAV",
         "`{train,test}_{ST,LT}_NNN/SEQUENCE/{rgb,ir}/`, equal names",
-        "known; a sequence, which some parts repeat, is a scene", _vtuav,
+        "known; a sequence, which some parts repeat, is a scene. The infrared is enlarged from 640x512, warped and "
+        "cropped, says an author", _vtuav,
     ),
     Source(
         "hit-uav", "HIT-UAV", "LWIR", "2,898 infrared images of 640x512 from 60 to 130 m, no visible partner",
-        "CC BY 4.0", "github.com/suojiashun/HIT-UAV-Infrared-Thermal-Dataset", "`normal_json/{train,val,test}/`",
-        "the authors' repository; names are time_altitude_angle_weather_frame. Their split is drawn from the same "
+        "not confirmed: the repository names none, others name CC BY 4.0 or CC0 1.0 for doi.org/10.5281/zenodo.7633120",
+        "github.com/suojiashun/HIT-UAV-Infrared-Thermal-Dataset", "`normal_json/{train,val,test}/`",
+        "the authors' repository; names are time_altitude_angle_weather_number. Their split is drawn from the same "
         "videos: scenes that it cuts through are split anew", _hit_uav,
     ),
 )  # fmt: skip

@@ -71,44 +71,52 @@ def _roadscene(root: Path) -> Iterator[Found]:
 
 GROUND = (
     Source(
-        "m3fd", "M³FD", "LWIR", "4,200 aligned pairs of 1024x768: roads, campus, day, night, fog",
-        "research, not commercial", "github.com/JinyuanLiu-CV/TarDAL", "`Vis/ Ir/`, equal names",
-        "names of the folders as its users report them (TarDAL's own loader: `vi/ ir/`, read too); "
-        "the authors publish no scenes: 100 frames on end are one", _m3fd,
+        "m3fd", "M³FD", "LWIR", "4,200 aligned pairs, most of 1024x768: roads, campus, beach; day, overcast, night",
+        "not confirmed, ask the authors", "github.com/JinyuanLiu-CV/TarDAL", "`Vis/ Ir/`, equal names",
+        "names of the folders as its users report them (TarDAL's own loader: `vi/ ir/`, read too); 100 frames on end "
+        "are a scene: users find none named in the download, and `meta/scenario.json`, in which TarDAL's loader "
+        "looks for them, is not read", _m3fd,
     ),
     Source(
-        "flir", "FLIR ADAS, second edition", "LWIR", "about 15,000 infrared frames of 640x512: driving",
-        "FLIR's own terms, research, not commercial", "adas-dataset-v2.flirconservator.com",
+        "flir", "FLIR ADAS, second edition", "LWIR",
+        "13,460 infrared frames by its README, 15,635 by its users' count, of 640x512 (by its users): driving",
+        "FLIR's own, agreed to by downloading (flir.com/oem/adas/adas-dataset-agree); what they say: not confirmed",
+        "adas-dataset-v2.flirconservator.com",
         "`images_thermal_train/data/ images_thermal_val/data/ video_thermal_test/data/`",
         "the archive's README; a file's name says its video, which is the scene. Its visible camera is not "
         "registered with the infrared one, so it gives infrared alone; for pairs take FLIR-aligned", _flir_adas,
     ),
     Source(
         "flir-aligned", "FLIR-aligned", "LWIR", "5,142 pairs of 640x512 warped onto each other: driving",
-        "as FLIR ADAS", "its authors (Zhang et al., cyclic fuse-and-refine blocks, ICIP 2020)",
+        "not confirmed; copies of it name FLIR ADAS's",
+        "drive.google.com/file/d/1xHDMGl6HJZwtarNWkEV3T4O9X4ZQYz2Y, its authors' (Zhang et al., cyclic fuse-and-refine "
+        "blocks, ICIP 2020, arxiv.org/abs/2009.12664)",
         "`JPEGImages/` with `*_RGB.jpg *_PreviewData.jpeg`, `align_train.txt align_validation.txt`",
-        "known; the visible images have black borders where the warp left them", _flir_aligned,
+        "known; black borders that the warp leaves on the visible images: not confirmed", _flir_aligned,
     ),
     Source(
-        "llvip", "LLVIP", "LWIR", "15,488 aligned pairs of 1280x1024: streets at night, fixed cameras",
+        "llvip", "LLVIP", "LWIR",
+        "15,488 aligned pairs of 1280x1024 (by its users): streets, 24 of 26 scenes in the dark, 2 by day",
         "not commercial, no identification of persons, cite", "github.com/bupt-ai-cz/LLVIP",
         "`visible/{train,test}/ infrared/{train,test}/`, equal names",
-        "known; the first two digits of a name are taken to be the camera's place (26 of them)", _llvip,
+        "known; the first two digits of a name are taken to be the scene: not confirmed", _llvip,
     ),
     Source(
         "kaist", "KAIST Multispectral Pedestrian", "LWIR", "95,328 aligned pairs of 640x512: driving, day and night",
-        "research, not commercial", "github.com/SoonminHwang/rgbt-ped-detection",
+        "CC BY-NC-SA 4.0", "github.com/SoonminHwang/rgbt-ped-detection (users report its links as broken)",
         "`[images/]setNN/VNNN/{visible,lwir}/`, equal names",
-        "known; sets 00 to 05 are the authors' training part, 06 to 11 their test", _kaist,
+        "known; sets 00 to 05 are the authors' training part, 06 to 11 their test. Their README says 640x480, their "
+        "script 640x512", _kaist,
     ),
     Source(
         "msrs", "MSRS", "LWIR", "1,444 aligned pairs of 640x480: driving, day and night; infrared enhanced",
-        "research (made of MFNet's images)", "github.com/Linfeng-Tang/MSRS",
+        "not confirmed, ask the authors (made of MFNet's images)", "github.com/Linfeng-Tang/MSRS",
         "`{train,test}/{vi,ir}/`, equal names", "the authors' repository; D or N ends a name by day or night", _msrs,
     ),
     Source(
-        "roadscene", "RoadScene", "LWIR", "221 aligned pairs cut from FLIR ADAS: roads, day and night",
-        "as FLIR ADAS", "github.com/hanna-xu/RoadScene", "`crop_LR_visible/ cropinfrared/`, equal names",
-        "the authors' repository (`crop_HR_visible/` is not aligned and is not read)", _roadscene,
+        "roadscene", "RoadScene", "LWIR", "221 aligned pairs cut from FLIR's video: roads, vehicles, pedestrians",
+        "not confirmed, ask the authors and FLIR", "github.com/hanna-xu/RoadScene",
+        "`crop_LR_visible/ cropinfrared/`, equal names",
+        "known (`crop_HR_visible/`, which users find not aligned, is not read)", _roadscene,
     ),
 )  # fmt: skip

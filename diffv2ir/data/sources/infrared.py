@@ -70,21 +70,25 @@ def _folder(root: Path) -> Iterator[Found]:
 INFRARED = (
     Source(
         "lsotb-tir", "LSOTB-TIR", "LWIR", "1,400 sequences, 600,000 infrared frames: tracking, 47 kinds of objects",
-        "research", "github.com/QiaoLiuHit/LSOTB-TIR",
+        "academic research, not commercial (the repository's MIT licence is not the data's)",
+        "github.com/QiaoLiuHit/LSOTB-TIR",
         "`TrainingData/TIR_training_NNN/SEQUENCE/ sequences/SEQUENCE/img/`",
-        "known for the training part; assumed for the evaluation part, after the toolkit of the authors", _lsotb_tir,
+        "known; the authors' README has the evaluation part put into `sequences/`", _lsotb_tir,
     ),
     Source(
-        "raytron", "Raytron's open platform", "LWIR", "infrared images of several collections: roads, sea, air",
-        "Raytron's terms, after registration", "openai.raytrontek.com", "any tree of images",
-        "assumed: its collections differ; a folder, in blocks of 100 numbers, is a scene", _raytron,
+        "raytron", "Raytron's open platform", "LWIR",
+        "infrared images of several collections: roads, sea, air, security",
+        "not confirmed, ask Raytron", "openai.raytrontek.com", "any tree of images",
+        "assumed: its collections differ; a folder, in blocks of 100 numbers, is a scene. RAW files, of which one "
+        "collection (noise reduction) is made, are not read", _raytron,
     ),
     Source(
-        "ir500k", "IR-500K", "mixed", "the paper's released data: infrared, with `rgb/` where paired",
-        "those of the sets it was made of", "huggingface.co/datasets/Lidong26/IR-500K",
+        "ir500k", "IR-500K", "mixed",
+        "the paper's released data: 500,000 infrared images; which have a visible partner: not confirmed",
+        "not confirmed, ask the authors", "huggingface.co/datasets/Lidong26/IR-500K",
         "`ir/ [rgb/] [seg/] seeds.json`, equal names",
-        "the README of its code. What `seeds.json` holds is assumed: names, or InstructPix2Pix's [name, seeds]. "
-        "No scenes are published: 100 names on end are one", _ir500k,
+        "assumed: what the README of its code asks of one's own data (`rgb/ ir/ seg/ seeds.json`). What `seeds.json` "
+        "holds is assumed: names, or InstructPix2Pix's [name, seeds]. 100 names on end are a scene", _ir500k,
     ),
     Source(
         "folder", "A folder of this project", "", "whatever `manifest.jsonl` or `rgb/ ir/ [seg/]` says", "yours",
