@@ -42,6 +42,7 @@ class Controls:
                 )
             self._choice("sampler")
             self._slider("resolution")
+        with gr.Row():
             self._slider("edge_radius")
             self._slider("gain_control")
         with gr.Row():
