@@ -14,7 +14,7 @@ from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
 
-# One thing at a time, around what the bundle of before was best with.
+# Around what the bundle of before was best with.
 CENTRE = dict(steps=1, resolution=160, edge_radius=8, visible_scale=1.25, gain_control=0.25)
 CANDIDATES = [
     CENTRE,

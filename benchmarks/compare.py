@@ -132,7 +132,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--minutes", type=float, help="training time of regression and pix2pix each, where not done")
     result.add_argument("--start", type=Path, help="result of phase 1, to train ip2p from where it is not done")
     result.add_argument("--teacher", type=Path, help="output of train.teacher, to train ip2p with as ours was")
-    result.add_argument("--share", type=float, default=1.0, help="part of our steps for ip2p (default: as many)")
+    result.add_argument(
+        "--share", type=float, default=1.0, help="part of our steps and views for ip2p (default: as many)"
+    )
     result.add_argument("--sheet-scenes", type=int, default=14, metavar="N", help="rows of the sheet (default: 14)")
     result.add_argument("--sheet-seed", type=int, default=0, metavar="N", help="draws the scenes of the sheet")
     result.add_argument("--threads", type=int, help="CPU threads; default: all cores")

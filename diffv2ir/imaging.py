@@ -131,18 +131,26 @@ def from_levels(levels: np.ndarray) -> Image.Image:
     return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def control_gain(levels: np.ndarray, share: float) -> np.ndarray:
-    """Gray levels (H, W) in [0, 1], stretched to the whole range, as an infrared camera's automatic gain control does.
+def gain_range(levels: np.ndarray) -> tuple[float, float]:
+    """The gray levels that `control_gain` takes to black and to white.
 
-    All but the darkest and brightest half per cent span it then; a quarter of the range at least is taken for what they
-    span now, so that the noise of an even picture does not become its subject.
+    All but the darkest and brightest half per cent lie between them. A quarter of the range at least does, so that the
+    noise of an even picture does not become its subject.
+    """
+    low, high = (float(level) for level in np.quantile(levels, (_CLIPPED, 1 - _CLIPPED)))
+    missing = max(0.0, _LEAST_SPAN - (high - low)) / 2
+    return low - missing, high + missing
+
+
+def control_gain(levels: np.ndarray, share: float, span: tuple[float, float] | None = None) -> np.ndarray:
+    """Gray levels (H, W) in [0, 1], stretched to the whole range, as an infrared camera's automatic gain control does.
 
     Args:
         share: in [0, 1], the weight of the stretched levels beside those that were given.
+        span: what becomes black and white, low and high; None = this picture's `gain_range`.
     """
-    low, high = np.quantile(levels, (_CLIPPED, 1 - _CLIPPED))
-    span = max(high - low, _LEAST_SPAN)
-    stretched = 0.5 + (levels - (low + high) / 2) / span
+    low, high = span or gain_range(levels)
+    stretched = (levels - low) / (high - low)
     return (share * stretched + (1 - share) * levels).clip(0, 1).astype(levels.dtype)
 
 

@@ -101,7 +101,8 @@ class Output:
         timings: seconds by stage.
         record: what a saved file says about it.
         levels: gray levels before rounding, float32 (H, W) in [0, 1]: as decoded, at the working size, or with the
-            photo's edges, at the photo's.
+            photo's edges, at the photo's; in both cases with the settings' gain control.
+        gain_range: what gain control took to black and white; None without it.
     """
 
     image: Image.Image
@@ -115,6 +116,7 @@ class Output:
     timings: dict[str, float] = field(default_factory=dict)
     record: Record | None = None
     levels: np.ndarray | None = field(default=None, repr=False, compare=False)
+    gain_range: tuple[float, float] | None = field(default=None, repr=False, compare=False)
 
     def save(self, path: str | os.PathLike, bits: int = 8) -> None:
         """Write a gray PNG with its `Record`, at the photo's size; with 16 bits from the levels before rounding to 8.
@@ -416,7 +418,11 @@ class DiffV2IRPipeline(DiffusionPipeline):
     # Generating
 
     def generate(
-        self, conditioning: Conditioning, settings: GenerationSettings | None = None, callback: Callback | None = None
+        self,
+        conditioning: Conditioning,
+        settings: GenerationSettings | None = None,
+        callback: Callback | None = None,
+        gain_range: tuple[float, float] | None = None,
     ) -> Output:
         """Denoise one infrared picture.
 
@@ -424,9 +430,10 @@ class DiffV2IRPipeline(DiffusionPipeline):
             settings: None = the bundle's defaults. A resolution or rule other than the prepared one re-encodes photo
                 and map.
             callback: called after each step as callback(step, total, estimate), step from 1; returning False cancels.
+            gain_range: another picture's, so that equal levels stay equal; None = of this one.
         """
         relay = None if callback is None else lambda step, total, estimates: callback(step, total, estimates[0])
-        return self.generate_batch([conditioning], settings, callback=relay)[0]
+        return self.generate_batch([conditioning], settings, callback=relay, gain_range=gain_range)[0]
 
     @memory.falling_back
     @torch.no_grad()
@@ -436,6 +443,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         settings: GenerationSettings | None = None,
         seeds: Sequence[int] | None = None,
         callback: BatchCallback | None = None,
+        gain_range: tuple[float, float] | None = None,
     ) -> list[Output]:
         """Denoise several pictures of the same working size together.
 
@@ -447,6 +455,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             seeds: one per picture; None: all use the settings' seed, or, without one, each draws its own.
             callback: as in `generate`, with a list of estimates. It begins anew where memory ran out and the pictures
                 are denoised once more in the next memory mode.
+            gain_range: as in `generate`, for all of them.
 
         Raises:
             ValueError: no picture, pictures of several working sizes, or settings that do not fit the bundle.
@@ -466,7 +475,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         for c, seed, own, latent in zip(conditionings, seeds, branches, latents.split(1), strict=True):
             start = time.perf_counter()
             pixels = self._decode_pixels(latent)
-            image, levels = _draw(pixels, c.image, settings)
+            image, levels, span = _draw(pixels, c.image, settings, gain_range)
             timings = {**c.timings, "denoise": denoised - started, "decode": time.perf_counter() - start}
             outputs.append(
                 Output(
@@ -481,6 +490,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
                     timings=timings,
                     record=self._record(c, settings.replace(seed=seed)),
                     levels=levels,
+                    gain_range=span,
                 )
             )
         return outputs
@@ -599,15 +609,20 @@ def latent_stride(vae: AutoencoderKL | AutoencoderTiny) -> int:
     return 2 ** (len(vae.config.encoder_block_out_channels if tiny else vae.config.block_out_channels) - 1)
 
 
-def _draw(pixels: Tensor, photo: Image.Image, settings: GenerationSettings) -> tuple[Image.Image, np.ndarray]:
-    """Decoded pixels [1, 3, h, w] as an 8-bit gray picture at the photo's size, and its levels before rounding."""
+def _draw(
+    pixels: Tensor, photo: Image.Image, settings: GenerationSettings, span: tuple[float, float] | None
+) -> tuple[Image.Image, np.ndarray, tuple[float, float] | None]:
+    """Decoded pixels [1, 3, h, w] as an 8-bit gray picture at the photo's size; its `levels` and `gain_range`."""
     levels = ((pixels[0].float().mean(dim=0) + 1) / 2).clamp(0, 1).cpu().numpy()
     if settings.edge_radius:
         radius = max(1, round(settings.edge_radius / 100 * min(levels.shape)))
         levels = follow_edges(levels, brightness(photo), radius, blur=radius / 4)
     if settings.gain_control:
-        levels = imaging.control_gain(levels, settings.gain_control)
-    return imaging.from_levels(levels).resize(photo.size, Image.Resampling.BICUBIC), levels
+        span = span or imaging.gain_range(levels)
+        levels = imaging.control_gain(levels, settings.gain_control, span)
+    else:
+        span = None
+    return imaging.from_levels(levels).resize(photo.size, Image.Resampling.BICUBIC), levels, span
 
 
 def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny, text: CLIPTextModel) -> None:

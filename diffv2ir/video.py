@@ -109,8 +109,8 @@ def translate_clip(
 ) -> Iterator[FrameResult]:
     """Translate a clip, yielding each frame once it is written to `out`, an MP4 that is complete when this ends.
 
-    All frames get the noise of one seed, so that what stands still stays still, and one caption. Each has its own
-    segmentation map. The result's frame rate is that of the clip, divided by `every`.
+    All frames get the noise of one seed and the gain of the first, so that what stands still stays still, and one
+    caption. Each has its own segmentation map. The result's frame rate is that of the clip, divided by `every`.
 
     Args:
         caption: None asks BLIP about the first frame; "" switches the text condition off.
@@ -125,7 +125,7 @@ def translate_clip(
         FloatingPointError: see `DiffV2IRPipeline.decode`.
     """
     _check_every(every)
-    total = math.ceil(clip.frames / every)
+    total, gain_range = math.ceil(clip.frames / every), None
     with _writer(Path(out), clip.fps / every) as write:
         for number, frame in enumerate(_frames(clip, every), start=1):
 
@@ -137,10 +137,11 @@ def translate_clip(
             conditioning = pipe.prepare(frame, caption, None if use_map else False, **settings.preparation)
             if not goes_on(0, settings.steps):
                 return
-            output = pipe.generate(conditioning, settings, goes_on)
+            output = pipe.generate(conditioning, settings, goes_on, gain_range)
             if output.cancelled:
                 return
-            caption, settings = output.caption, output.settings  # of the first frame, with the seed it drew
+            # Of the first frame, with the seed it drew.
+            caption, settings, gain_range = output.caption, output.settings, output.gain_range
             write(output.image)
             yield FrameResult(number, total, output)
 

@@ -3,15 +3,18 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from diffv2ir.data import read_examples
+from diffv2ir.training import loop as loop_module
 from diffv2ir.training.config import load_config
 from diffv2ir.training.loop import Loop, LoopConfig
 from diffv2ir.training.phases import PhaseConfig, train_phase
+from diffv2ir.training.sharding import shard
 
 COUNT, BATCH = 6, 4
 
@@ -41,6 +44,12 @@ def make_loop(output: Path, steps: int, shard: bool = False) -> Loop:
     return Loop(config, output, model, loss, COUNT, save=save)
 
 
+def recorded_shard(record: Path, *arguments) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.touch()
+    shard(*arguments)
+
+
 def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
@@ -53,13 +62,15 @@ def main(folder: Path) -> None:
     make_loop(folder / "shared-then-alone", 3, shard=True).run()
     loop = make_loop(folder / "shared", 6, shard=True)
     parts = [parameter.to_local().numel() for parameter in loop.parameters]
-    torch.save((parts, loop.run().state_dict()), folder / f"shared-{rank()}.pt")
+    whole = loop.run()
+    torch.save((parts, whole.state_dict() if rank() == 0 else None), folder / f"shared-{rank()}.pt")
     task = json.loads((folder / "phase.json").read_text())
     examples = read_examples(Path(task["data"]), split="train")
     start, vlum = Path(task["start"]), Path(task["vlum"])
     for name, output in task["outputs"].items():
         config, output = load_config(folder / f"{name}.yaml", PhaseConfig), Path(output)
-        train_phase(config, examples, start, output, cache=output / "cache", vlum=vlum)
+        loop_module.shard = partial(recorded_shard, output / f"shard-{rank()}")
+        train_phase(config, examples, vlum if config.phase == "3" else start, output, cache=output / "cache", vlum=vlum)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,14 @@ from accelerate.utils import DistributedType
 from make_data import make_manifest_dataset, make_start_folder
 from processes import COUNT, make_loop
 from safetensors.torch import load_file
+from torch import nn
 
+from diffv2ir import bundle
 from diffv2ir.data import read_examples
 from diffv2ir.training.config import load_config
 from diffv2ir.training.loop import LoopConfig, _check_sharing
 from diffv2ir.training.phases import PhaseConfig, train_phase
+from diffv2ir.training.sharding import shard
 
 TESTS = Path(__file__).parent
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -27,7 +30,20 @@ loop: {steps: 2, batch_size: 4, micro_batch_size: 1, warmup_steps: 1, ema_decay:
 view: {resize: 18, crop: 16, variants: 1}
 validation_fraction: 0.0
 """
-PHASES = {"copied": PHASE, "shared": PHASE.replace("{steps", "{shard: true, steps")}
+ADAPTER = """
+phase: "3"
+style: dusk
+lora: {rank: 2, alpha: 2, targets: [to_q, conv1]}
+gradient_checkpointing: true
+map_style: regions
+"""
+SHARED = PHASE.replace("{steps", "{shard: true, steps")
+PHASES = {
+    "copied": PHASE,
+    "shared": SHARED,
+    "shared-adapter": SHARED.replace('\nphase: "2"\n', ADAPTER).replace("ema_decay: 0.5", "ema_decay: 0"),
+}
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +97,23 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("name", PHASES)
 def test_two_processes_train_a_unet_as_one_does(folder, name, tmp_path):
-    task = json.loads((folder / "phase.json").read_text())
+    task, config = json.loads((folder / "phase.json").read_text()), load_config(folder / f"{name}.yaml", PhaseConfig)
+    start = Path(task["vlum" if config.lora else "start"])
     alone = train_phase(
-        load_config(folder / f"{name}.yaml", PhaseConfig), read_examples(Path(task["data"]), split="train"),
-        Path(task["start"]), tmp_path / "run", cache=tmp_path / "cache", vlum=Path(task["vlum"]),
+        config, read_examples(Path(task["data"]), split="train"), start, tmp_path / "run",
+        cache=tmp_path / "cache", vlum=Path(task["vlum"]),
     )  # fmt: skip
-    weights = [
-        load_file(f / "unet" / "diffusion_pytorch_model.safetensors")
-        for f in (alone, folder / "runs" / name / "result")
-    ]
-    before = load_file(Path(task["start"]) / "unet" / "diffusion_pytorch_model.safetensors")
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, **CLOSE)
-    assert not torch.equal(before["mid_block.resnets.0.conv1.weight"], weights[0]["mid_block.resnets.0.conv1.weight"])
+    file = f"styles/dusk/{bundle.ADAPTER}" if config.lora else WEIGHTS
+    own, of_two = (load_file(result / file) for result in (alone, folder / "runs" / name / "result"))
+    assert own.keys() == of_two.keys()
+    for key, value in own.items():
+        torch.testing.assert_close(of_two[key], value, **CLOSE)
+    if config.lora:
+        assert any(value.abs().max() > 0 for key, value in own.items() if "lora_B" in key)  # zero before the training
+    else:
+        changed = "mid_block.resnets.0.conv1.weight"
+        assert not torch.equal(load_file(start / WEIGHTS)[changed], own[changed])
+    assert len(list((folder / "runs" / name).glob("shard-*"))) == (2 if config.loop.shard else 0)
 
 
 @pytest.mark.parametrize("name", ["alone-then-two", "two-then-alone", "alone-then-shared", "shared-then-alone"])
@@ -105,12 +125,11 @@ def test_another_number_of_processes_goes_on(folder, name, whole):
 
 
 def test_each_process_holds_a_part_and_ends_with_the_whole(folder, whole):
-    (parts, first), (others, second) = (torch.load(folder / f"shared-{rank}.pt") for rank in (0, 1))
+    (parts, gathered), (others, _) = (torch.load(folder / f"shared-{rank}.pt") for rank in (0, 1))
     sizes = [value.numel() for value in whole[0].values()]
     assert [a + b for a, b in zip(parts, others, strict=True)] == sizes and max(parts) < max(sizes)
     for key, value in whole[0].items():
-        assert torch.equal(first[key], second[key])
-        torch.testing.assert_close(first[key], value, **CLOSE)
+        torch.testing.assert_close(gathered[key], value, **CLOSE)
 
 
 def test_each_example_is_seen_once_an_epoch(folder):
@@ -136,3 +155,10 @@ def test_other_ways_of_sharing_are_refused(kind):
 def test_what_needs_whole_tensors_is_refused(other):
     with pytest.raises(ValueError, match="shard needs ema_device 'model' and optimizer 'adamw'"):
         LoopConfig(steps=1, shard=True, **other)
+
+
+def test_a_weight_in_two_places_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match="1.weight is also used elsewhere"):
+        shard(model, torch.device("cpu"), 2)

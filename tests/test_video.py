@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from diffv2ir import video
+from diffv2ir.imaging import control_gain, gain_range
 from diffv2ir.video import ClipLimits, VideoError, open_clip, translate_clip
 
 SIZE = (96, 64)
@@ -52,6 +53,18 @@ def test_a_clip_is_looked_at(clip_file):
 @pytest.mark.parametrize(("suffix", "codec"), [("webm", "VP80"), ("mkv", "mp4v"), ("avi", "MJPG"), ("mov", "mp4v")])
 def test_the_usual_containers_are_read(tmp_path, suffix, codec):
     assert open_clip(make_clip(tmp_path / f"clip.{suffix}", codec=codec)).frames == 6
+
+
+def test_all_frames_have_the_gain_of_the_first(pipe, clip_file, settings, tmp_path):
+    """Something hot that enters would else darken all the rest."""
+    clip, stretched = open_clip(clip_file), settings.replace(gain_control=0.8)
+    outputs = [result.output for result in translate_clip(pipe, clip, tmp_path / "out.mp4", stretched, "a car")]
+    plain = [result.output for result in translate_clip(pipe, clip, tmp_path / "plain.mp4", settings, "a car")]
+    span = gain_range(plain[0].levels)
+    assert {output.gain_range for output in outputs} == {span} and plain[0].gain_range is None
+    assert len({gain_range(output.levels) for output in plain}) > 1
+    for output, before in zip(outputs, plain, strict=True):
+        np.testing.assert_array_equal(output.levels, control_gain(before.levels, 0.8, span))
 
 
 def test_every_frame_is_translated_and_written(pipe, clip_file, settings, tmp_path):

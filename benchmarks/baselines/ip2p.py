@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--vlum", type=Path, required=True, help="folder with captioner and segmenter, or a bundle")
     parser.add_argument("--teacher", type=Path, help="output of train.teacher, as for our phase 2")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; start again to resume")
-    parser.add_argument("--share", type=float, default=1.0, help="part of our steps (default: as many)")
+    parser.add_argument("--share", type=float, default=1.0, help="part of our steps and views (default: as many)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     options = parser.parse_args()
     run(

@@ -239,14 +239,16 @@ class Mixer:
         weights: Sequence[float] | None = None,
     ):
         self.picture, self.share, self.partners = picture, share, partners
-        self._weights = torch.tensor(weights or [1.0] * len(partners))
-        self.key = _key(key, share, [file_hash(partner.visible) for partner in partners], self._weights.tolist())
+        self._cumulative = torch.tensor(weights or [1.0] * len(partners), dtype=torch.float64).cumsum(0)
+        hashes = [file_hash(partner.visible) for partner in partners]
+        self.key = _key("by cumulative weight", key, share, hashes, self._cumulative.tolist())
 
     def partner(self, generator: torch.Generator) -> Example | None:
         """The other example, or None where the view stays as it is."""
         if float(torch.rand((), generator=generator)) >= self.share:
             return None
-        return self.partners[int(torch.multinomial(self._weights, 1, generator=generator))]
+        place = torch.rand((), generator=generator, dtype=torch.float64) * self._cumulative[-1]
+        return self.partners[int(torch.searchsorted(self._cumulative, place, right=True))]
 
     def mix(
         self, views: dict[str, Image.Image], others: dict[str, Image.Image], generator: torch.Generator

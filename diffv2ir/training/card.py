@@ -20,7 +20,7 @@ STAGES = {
     "phase2-edges": "phase 2, the photo's edges",
     "phase2-teacher": "phase 2, the teacher's pictures",
     "phase2-mixed": "phase 2, the teacher's pictures of mixed photos",
-    "phase2": "phase 2, the same, other mixtures: `general`",
+    "phase2": "phase 2, the same, twice as many mixtures: `general`",
     "phase3-flir": "phase 3, LoRA: `flir`",
     "phase3-campus": "phase 3, LoRA: `campus`",
     "phase3-nir": "phase 3, LoRA: `nir`",

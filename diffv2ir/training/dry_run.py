@@ -189,7 +189,7 @@ def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module,
     - average 4 n, unless there is none or it is kept on the CPU
 
     With `shard`, all but the text encoder is divided among the processes; the weights of the block that is computed
-    come on top.
+    come on top, and the half-precision copies below are not divided.
 
     Not counted: activations, which grow with the samples of a forward pass and with the crop; the half-precision copies
     of the weights that mixed precision makes for a forward pass (2 N); and the models that fill the caches, which have

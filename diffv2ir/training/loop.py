@@ -14,9 +14,9 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ class LoopConfig:
         ema_device: where that average is: "model" = beside the weights; "cpu" = in main memory, which frees 4 bytes of
             the device for each trained parameter, and costs a transfer of them in every optimizer step.
         shard: share weights, gradients, moments and average among the processes (FSDP2), for a model whose training is
-            too large for one device; else each process holds all of them (DDP). Checkpoints are the same. Each process
-            needs main memory for a copy of the model, which the parts are gathered into.
+            too large for one device; else each process holds all of them (DDP). Checkpoints are the same. The main
+            process needs main memory for two copies of the model, its moments and its average: they are gathered there.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
     """
 
@@ -231,9 +231,11 @@ class Loop:
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("the model has no trainable parameter")
         self.plain_model = model
-        self.whole_model = None  # what a shared model is gathered into, in main memory
-        if config.shard and self.accelerator.num_processes > 1:
-            self.whole_model = copy.deepcopy(model).cpu()
+        self.shared = config.shard and self.accelerator.num_processes > 1
+        self.whole_model = None  # what the main process gathers a shared model into, in main memory
+        if self.shared:
+            if self.accelerator.is_main_process:
+                self.whole_model = copy.deepcopy(model).cpu()
             shard(model, self.accelerator.device, self.accelerator.num_processes)
         else:
             model.to(self.accelerator.device)
@@ -241,10 +243,10 @@ class Loop:
         optimizer = optimizer_class(config.optimizer)(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        if self.whole_model is None:
-            self.model, self.optimizer = self.accelerator.prepare(self.plain_model, optimizer)
-        else:
+        if self.shared:
             self.model, self.optimizer = self.plain_model, self.accelerator.prepare(optimizer)
+        else:
+            self.model, self.optimizer = self.accelerator.prepare(self.plain_model, optimizer)
         self.ema_device = torch.device("cpu") if config.ema_device == "cpu" else self.accelerator.device
         self.ema = None
         if config.ema_decay:
@@ -258,14 +260,15 @@ class Loop:
     def run(self) -> nn.Module:
         """Resume from the newest checkpoint, train to the end, and return the model with its averaged weights.
 
-        A shared model is returned as a whole, in main memory.
+        A shared model is returned as a whole, in main memory, to the main process; to the others as their part, not
+        averaged.
         """
         self._resume()
         if self.step < self.config.steps:
             self._train()
-        if self.whole_model is not None:
+        if self.shared:
             self._gather_average()
-            return self.whole_model
+            return self.whole_model if self.accelerator.is_main_process else self.plain_model
         if self.ema:
             self.ema.copy_to(self.parameters)
         return self.plain_model
@@ -316,7 +319,9 @@ class Loop:
             # Layers with dropout draw from the global generator: tie it to the step as well.
             torch.manual_seed(mix_seed(config.seed, 2, chunk[0].position))
             sync = number == len(chunks) - 1
-            with accelerator.autocast(), self._sharing_of_gradients(sync):
+            # A shared model adds up its parts after every chunk: until the last one, each process would hold the whole.
+            waits = nullcontext() if sync or self.shared else accelerator.no_sync(self.model)
+            with accelerator.autocast(), waits:
                 losses = self.loss(self.model, chunk)
                 accelerator.backward(losses["loss"] / len(chunks))
             for key, value in losses.items():
@@ -337,16 +342,6 @@ class Loop:
         if self.ema and not self.optimizer.step_was_skipped:
             self.ema.step(self._parameters_for_average())
         return sums
-
-    @contextmanager
-    def _sharing_of_gradients(self, sync: bool):
-        """Within it the processes add up their gradients, or, with accumulation, do not yet."""
-        if self.whole_model is not None:
-            self.model.set_requires_gradient_sync(sync)
-            yield
-        else:
-            with nullcontext() if sync else self.accelerator.no_sync(self.model):
-                yield
 
     def _mean_of_processes(self, value: float) -> float:
         """All processes log the same loss and, where it is not finite, all stop: none waits for another."""
@@ -372,22 +367,26 @@ class Loop:
 
     @torch.no_grad()
     def _gather_average(self) -> None:
-        """Bring the averaged weights of a shared model into `whole_model`, in all processes."""
-        if self.whole_model is None:
+        """Bring the averaged weights of a shared model into `whole_model`; all processes have to take part."""
+        if not self.shared:
             return
+        main = self.accelerator.is_main_process
+        trained = [p for p in self.whole_model.parameters() if p.requires_grad] if main else self.parameters
         parts = self.ema.shadow_params if self.ema else self.parameters
-        trained = [parameter for parameter in self.whole_model.parameters() if parameter.requires_grad]
         for parameter, part in zip(trained, parts, strict=True):
-            parameter.copy_(gathered(part))
-        for buffer, current in zip(self.whole_model.buffers(), self.plain_model.buffers(), strict=True):
-            buffer.copy_(current)
+            whole = gathered(part, keep=main)
+            if main:
+                parameter.copy_(whole)
+        if main:
+            for buffer, current in zip(self.whole_model.buffers(), self.plain_model.buffers(), strict=True):
+                buffer.copy_(current)
 
     def _with_average(self, function):
         """Run `function(model)` with the averaged weights in evaluation mode, then put the weights back.
 
         A shared model has to be gathered before, by all processes.
         """
-        if self.whole_model is not None:
+        if self.shared:
             with torch.no_grad():
                 return function(self.whole_model.eval())
         if self.ema:
@@ -415,12 +414,16 @@ class Loop:
         return folder
 
     def _state(self) -> dict[str, Any]:
-        """What a run needs to go on, the same however the model is shared; all processes have to ask for it."""
+        """What a run needs to go on, the same however the model is shared.
+
+        All processes have to ask for it; only the main one gets the tensors of a shared model.
+        """
+        whole = partial(gathered, keep=self.accelerator.is_main_process)
         state = {
             "step": self.step,
-            "parameters": [gathered(p) for p in self.parameters],
-            "optimizer": _mapped(gathered, self.optimizer.state_dict()),
-            "ema": _mapped(gathered, self.ema.state_dict()) if self.ema else None,
+            "parameters": [whole(p) for p in self.parameters],
+            "optimizer": _mapped(whole, self.optimizer.state_dict()),
+            "ema": _mapped(whole, self.ema.state_dict()) if self.ema else None,
         }
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
@@ -437,7 +440,8 @@ class Loop:
         if folder is None:
             return
         # On the CPU: the device has no room for a second state; each part is copied to where it belongs.
-        state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+        # A shared model reads no more of it than its parts.
+        state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=self.shared)
         saved = json.loads((folder / "history.json").read_text())
         shapes = [tuple(p.shape) for p in self.parameters]
         if [tuple(p.shape) for p in state["parameters"]] != shapes:

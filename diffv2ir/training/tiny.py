@@ -117,7 +117,7 @@ def _stages(
     return [
         Stage("segmenter", 14, component(SegmenterConfig, train_segmenter, "segmenter")),
         Stage("tokenizer and text encoder", 3, component(TextConfig, train_text, "text")),
-        Stage("captioner", 5, component(CaptionerConfig, train_captioner, "captioner")),
+        Stage("captioner", 14, component(CaptionerConfig, train_captioner, "captioner")),
         Stage("autoencoder", 12, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
         Stage("teacher", 8, component(TeacherConfig, train_teacher, "teacher")),
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
@@ -127,7 +127,7 @@ def _stages(
         Stage("phase 2, edges", 20, phase("phase2-edges", output / "phase2-small" / "result")),
         Stage("phase 2, teacher", 26, phase("phase2-teacher", output / "phase2-edges" / "result")),
         Stage("phase 2, teacher, mixed photos", 25, phase("phase2-mixed", output / "phase2-teacher" / "result")),
-        Stage("phase 2, teacher, other mixed photos", 45, phase("phase2", output / "phase2-mixed" / "result")),
+        Stage("phase 2, teacher, more mixed photos", 45, phase("phase2", output / "phase2-mixed" / "result")),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
     ]

@@ -90,7 +90,7 @@ class Trainings:
 
 
 def shrunk(config: PhaseConfig, factor: float) -> PhaseConfig:
-    """The phase with `factor` times the steps and warm-up.
+    """The phase with `factor` times the steps, the warm-up and the views, which are then seen as often as before.
 
     Raises:
         ValueError: the factor is not positive.
@@ -98,4 +98,5 @@ def shrunk(config: PhaseConfig, factor: float) -> PhaseConfig:
     if factor <= 0:
         raise ValueError(f"steps-factor must be greater than 0, got {factor}")
     steps, warmup = (max(1, round(number * factor)) for number in (config.loop.steps, config.loop.warmup_steps))
-    return replace(config, loop=replace(config.loop, steps=steps, warmup_steps=warmup))
+    view = replace(config.view, variants=max(1, round(config.view.variants * min(1.0, factor))))
+    return replace(config, loop=replace(config.loop, steps=steps, warmup_steps=warmup), view=view)
