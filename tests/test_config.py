@@ -40,7 +40,7 @@ def test_configurations_of_the_project_load(path):
     config = load_config(path, COMPONENTS.get(path.stem, PhaseConfig))
     assert config.loop.steps > 0
     if isinstance(config, PhaseConfig):
-        name = re.sub("-(small|edges|teacher|mixed)$", "", path.stem.removeprefix("phase"))
+        name = re.sub("-(small|edges|teacher)$", "", path.stem.removeprefix("phase"))
         assert name == (f"3-{config.style}" if path.parent.name == "tiny" and config.style else config.phase)
 
 
@@ -52,7 +52,6 @@ def test_tiny_has_a_configuration_for_every_stage():
         "phase2-small",
         "phase2-edges",
         "phase2-teacher",
-        "phase2-mixed",
         "phase2",
         *(f"phase3-{style}" for style in STYLES),
     }

@@ -25,7 +25,7 @@ from diffv2ir.training.phases import PhaseConfig, train_phase
 from train.launch import run
 
 PROMPT = "turn the visible image into infrared"
-STAGES = ("phase2-small", "phase2-edges", "phase2-teacher", "phase2-mixed", "phase2")
+STAGES = ("phase2-small", "phase2-edges", "phase2-teacher", "phase2")
 CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "tiny"
 
 

@@ -37,6 +37,7 @@ DEFAULTS = dict(
     segmentation_scale=1.0,
     text_scale=1.0,
     edge_radius=8.0,
+    gain_control=0.25,
 )
 
 # Zero terminal SNR: the first step of sampling starts from pure noise, as it does in training, so the overall
@@ -126,8 +127,7 @@ def _stages(
         Stage("phase 2", 28, phase("phase2-small", output / "phase1" / "result", vlum=vlum)),
         Stage("phase 2, edges", 20, phase("phase2-edges", output / "phase2-small" / "result")),
         Stage("phase 2, teacher", 26, phase("phase2-teacher", output / "phase2-edges" / "result")),
-        Stage("phase 2, teacher, mixed photos", 25, phase("phase2-mixed", output / "phase2-teacher" / "result")),
-        Stage("phase 2, teacher, more mixed photos", 45, phase("phase2", output / "phase2-mixed" / "result")),
+        Stage("phase 2, teacher, mixed photos", 25, phase("phase2", output / "phase2-teacher" / "result")),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
     ]

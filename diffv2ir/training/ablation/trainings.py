@@ -25,8 +25,7 @@ _FOLLOWS = {
     "phase2-small": "phase1",
     "phase2-edges": "phase2-small",
     "phase2-teacher": "phase2-edges",
-    "phase2-mixed": "phase2-teacher",
-    "phase2": "phase2-mixed",
+    "phase2": "phase2-teacher",
     **{f"phase3-{style}": "phase2" for style in STYLES},
 }
 
