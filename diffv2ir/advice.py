@@ -39,7 +39,7 @@ ADVICE = (
     Advice("Regions look cut out", "segmentation_scale", -1, "the map guides less"),
     Advice("Heat is flat", "text_scale", +1, "the words say what is warm, and weigh more"),
     Advice("Halos around lamps, too much contrast", "text_scale", -1, "the words weigh less"),
-    Advice("The whole picture is gray", "gain_control", +1, "the grays are stretched further, to black and white"),
+    Advice("The whole picture is gray", "gain_control", +1, "the grays are spread further, towards black and white"),
     Advice("Too much black and white", "gain_control", -1, "the grays stay nearer to what was predicted"),
     Advice("Outlines are soft", "edge_radius", +1, "the photo's edges are followed in a wider neighbourhood"),
     Advice("Print and shadows of the photo show", "edge_radius", -1, "the photo's edges are followed less"),

@@ -24,7 +24,7 @@ MAX_ASPECT = 3.0
 
 # Of the sides in the paper's released code.
 _CODE_MULTIPLE = 64
-# Gain control: the share of the pixels that may go black, and white; the least range that is stretched.
+# Gain control: the share of the pixels that is left out at either end; the least range that is spread to the whole.
 _CLIPPED, _LEAST_SPAN = 0.005, 0.25
 
 # What Pillow's decoders raise over damaged files, besides saying so properly.
@@ -131,27 +131,27 @@ def from_levels(levels: np.ndarray) -> Image.Image:
     return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def gain_range(levels: np.ndarray) -> tuple[float, float]:
-    """The gray levels that `control_gain` takes to black and to white.
+def measure_gain(levels: np.ndarray) -> tuple[float, float]:
+    """The mean of gray levels, and the factor about it that spreads them over the whole range.
 
-    All but the darkest and brightest half per cent lie between them. A quarter of the range at least does, so that the
-    noise of an even picture does not become its subject.
+    All but the darkest and brightest half per cent count. They are spread fourfold at most, so that the noise of an
+    even picture does not become its subject.
     """
-    low, high = (float(level) for level in np.quantile(levels, (_CLIPPED, 1 - _CLIPPED)))
-    missing = max(0.0, _LEAST_SPAN - (high - low)) / 2
-    return low - missing, high + missing
+    low, high = np.quantile(levels, (_CLIPPED, 1 - _CLIPPED))
+    return float(levels.mean()), float(1 / max(high - low, _LEAST_SPAN))
 
 
-def control_gain(levels: np.ndarray, share: float, span: tuple[float, float] | None = None) -> np.ndarray:
-    """Gray levels (H, W) in [0, 1], stretched to the whole range, as an infrared camera's automatic gain control does.
+def control_gain(levels: np.ndarray, share: float, measured: tuple[float, float] | None = None) -> np.ndarray:
+    """Gray levels (H, W) in [0, 1], spread about their mean, as an infrared camera's automatic gain control does it.
+
+    The mean stays: a night that is nearly black does not become gray.
 
     Args:
-        share: in [0, 1], the weight of the stretched levels beside those that were given.
-        span: what becomes black and white, low and high; None = this picture's `gain_range`.
+        share: in [0, 1], of the way to the whole range.
+        measured: mean and factor; None = `measure_gain` of this picture.
     """
-    low, high = span or gain_range(levels)
-    stretched = (levels - low) / (high - low)
-    return (share * stretched + (1 - share) * levels).clip(0, 1).astype(levels.dtype)
+    mean, gain = measured or measure_gain(levels)
+    return (mean + (1 + share * (gain - 1)) * (levels - mean)).clip(0, 1).astype(levels.dtype)
 
 
 def content_hash(image: Image.Image) -> str:

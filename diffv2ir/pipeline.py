@@ -102,7 +102,7 @@ class Output:
         record: what a saved file says about it.
         levels: gray levels before rounding, float32 (H, W) in [0, 1]: as decoded, at the working size, or with the
             photo's edges, at the photo's; in both cases with the settings' gain control.
-        gain_range: what gain control took to black and white; None without it.
+        gain: what gain control measured, see `imaging.measure_gain`; None without it.
     """
 
     image: Image.Image
@@ -116,7 +116,7 @@ class Output:
     timings: dict[str, float] = field(default_factory=dict)
     record: Record | None = None
     levels: np.ndarray | None = field(default=None, repr=False, compare=False)
-    gain_range: tuple[float, float] | None = field(default=None, repr=False, compare=False)
+    gain: tuple[float, float] | None = field(default=None, repr=False, compare=False)
 
     def save(self, path: str | os.PathLike, bits: int = 8) -> None:
         """Write a gray PNG with its `Record`, at the photo's size; with 16 bits from the levels before rounding to 8.
@@ -422,7 +422,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         conditioning: Conditioning,
         settings: GenerationSettings | None = None,
         callback: Callback | None = None,
-        gain_range: tuple[float, float] | None = None,
+        gain: tuple[float, float] | None = None,
     ) -> Output:
         """Denoise one infrared picture.
 
@@ -430,10 +430,10 @@ class DiffV2IRPipeline(DiffusionPipeline):
             settings: None = the bundle's defaults. A resolution or rule other than the prepared one re-encodes photo
                 and map.
             callback: called after each step as callback(step, total, estimate), step from 1; returning False cancels.
-            gain_range: another picture's, so that equal levels stay equal; None = of this one.
+            gain: another picture's, so that equal levels stay equal; None = of this one.
         """
         relay = None if callback is None else lambda step, total, estimates: callback(step, total, estimates[0])
-        return self.generate_batch([conditioning], settings, callback=relay, gain_range=gain_range)[0]
+        return self.generate_batch([conditioning], settings, callback=relay, gain=gain)[0]
 
     @memory.falling_back
     @torch.no_grad()
@@ -443,7 +443,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         settings: GenerationSettings | None = None,
         seeds: Sequence[int] | None = None,
         callback: BatchCallback | None = None,
-        gain_range: tuple[float, float] | None = None,
+        gain: tuple[float, float] | None = None,
     ) -> list[Output]:
         """Denoise several pictures of the same working size together.
 
@@ -455,7 +455,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             seeds: one per picture; None: all use the settings' seed, or, without one, each draws its own.
             callback: as in `generate`, with a list of estimates. It begins anew where memory ran out and the pictures
                 are denoised once more in the next memory mode.
-            gain_range: as in `generate`, for all of them.
+            gain: as in `generate`, for all of them.
 
         Raises:
             ValueError: no picture, pictures of several working sizes, or settings that do not fit the bundle.
@@ -475,7 +475,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         for c, seed, own, latent in zip(conditionings, seeds, branches, latents.split(1), strict=True):
             start = time.perf_counter()
             pixels = self._decode_pixels(latent)
-            image, levels, span = _draw(pixels, c.image, settings, gain_range)
+            image, levels, measured = _draw(pixels, c.image, settings, gain)
             timings = {**c.timings, "denoise": denoised - started, "decode": time.perf_counter() - start}
             outputs.append(
                 Output(
@@ -490,7 +490,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
                     timings=timings,
                     record=self._record(c, settings.replace(seed=seed)),
                     levels=levels,
-                    gain_range=span,
+                    gain=measured,
                 )
             )
         return outputs
@@ -610,19 +610,19 @@ def latent_stride(vae: AutoencoderKL | AutoencoderTiny) -> int:
 
 
 def _draw(
-    pixels: Tensor, photo: Image.Image, settings: GenerationSettings, span: tuple[float, float] | None
+    pixels: Tensor, photo: Image.Image, settings: GenerationSettings, gain: tuple[float, float] | None
 ) -> tuple[Image.Image, np.ndarray, tuple[float, float] | None]:
-    """Decoded pixels [1, 3, h, w] as an 8-bit gray picture at the photo's size; its `levels` and `gain_range`."""
+    """Decoded pixels [1, 3, h, w] as an 8-bit gray picture at the photo's size; its `levels` and `gain`."""
     levels = ((pixels[0].float().mean(dim=0) + 1) / 2).clamp(0, 1).cpu().numpy()
     if settings.edge_radius:
         radius = max(1, round(settings.edge_radius / 100 * min(levels.shape)))
         levels = follow_edges(levels, brightness(photo), radius, blur=radius / 4)
     if settings.gain_control:
-        span = span or imaging.gain_range(levels)
-        levels = imaging.control_gain(levels, settings.gain_control, span)
+        gain = gain or imaging.measure_gain(levels)
+        levels = imaging.control_gain(levels, settings.gain_control, gain)
     else:
-        span = None
-    return imaging.from_levels(levels).resize(photo.size, Image.Resampling.BICUBIC), levels, span
+        gain = None
+    return imaging.from_levels(levels).resize(photo.size, Image.Resampling.BICUBIC), levels, gain
 
 
 def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL | AutoencoderTiny, text: CLIPTextModel) -> None:

@@ -70,8 +70,8 @@ class GenerationSettings:
         "in percent; 0 = as the decoder drew them.", minimum=0.0, maximum=15.0, limit=25.0, step=0.5,
     )  # fmt: skip
     gain_control: float = _setting(
-        0.0, "Gain control", "How far the grays are stretched to the whole range, as an infrared camera's electronics "
-        "do it; 0 = as predicted, 1 = black to white.",
+        0.0, "Gain control", "How far the grays are spread about their mean, as an infrared camera's electronics do; "
+        "0 = as predicted, 1 = over the whole range.",
         minimum=0.0, maximum=1.0, limit=1.0, step=0.05,
     )  # fmt: skip
     style: str = _setting(GENERAL_STYLE, "Style", "Target style of the bundle; 'general' is the model without adapter.")

@@ -125,7 +125,7 @@ def translate_clip(
         FloatingPointError: see `DiffV2IRPipeline.decode`.
     """
     _check_every(every)
-    total, gain_range = math.ceil(clip.frames / every), None
+    total, gain = math.ceil(clip.frames / every), None
     with _writer(Path(out), clip.fps / every) as write:
         for number, frame in enumerate(_frames(clip, every), start=1):
 
@@ -137,11 +137,11 @@ def translate_clip(
             conditioning = pipe.prepare(frame, caption, None if use_map else False, **settings.preparation)
             if not goes_on(0, settings.steps):
                 return
-            output = pipe.generate(conditioning, settings, goes_on, gain_range)
+            output = pipe.generate(conditioning, settings, goes_on, gain)
             if output.cancelled:
                 return
             # Of the first frame, with the seed it drew.
-            caption, settings, gain_range = output.caption, output.settings, output.gain_range
+            caption, settings, gain = output.caption, output.settings, output.gain
             write(output.image)
             yield FrameResult(number, total, output)
 

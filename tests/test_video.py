@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffv2ir import video
-from diffv2ir.imaging import control_gain, gain_range
+from diffv2ir.imaging import control_gain, measure_gain
 from diffv2ir.video import ClipLimits, VideoError, open_clip, translate_clip
 
 SIZE = (96, 64)
@@ -60,9 +60,9 @@ def test_all_frames_have_the_gain_of_the_first(pipe, clip_file, settings, tmp_pa
     clip, stretched = open_clip(clip_file), settings.replace(gain_control=0.8)
     outputs = [result.output for result in translate_clip(pipe, clip, tmp_path / "out.mp4", stretched, "a car")]
     plain = [result.output for result in translate_clip(pipe, clip, tmp_path / "plain.mp4", settings, "a car")]
-    span = gain_range(plain[0].levels)
-    assert {output.gain_range for output in outputs} == {span} and plain[0].gain_range is None
-    assert len({gain_range(output.levels) for output in plain}) > 1
+    span = measure_gain(plain[0].levels)
+    assert {output.gain for output in outputs} == {span} and plain[0].gain is None
+    assert len({measure_gain(output.levels) for output in plain}) > 1
     for output, before in zip(outputs, plain, strict=True):
         np.testing.assert_array_equal(output.levels, control_gain(before.levels, 0.8, span))
 
