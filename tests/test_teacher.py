@@ -17,14 +17,7 @@ from diffv2ir.training.cache import LatentCache, Mixer, PictureFolder, ViewConfi
 from diffv2ir.training.images import to_tensor
 from diffv2ir.training.loop import LoopConfig, TrainingError
 from diffv2ir.training.phases import PhaseConfig, train_phase
-from diffv2ir.training.teacher import (
-    PictureDecoder,
-    Teacher,
-    TeacherConfig,
-    load_network,
-    predict,
-    train_teacher,
-)
+from diffv2ir.training.teacher import PictureDecoder, Teacher, TeacherConfig, load_network, predict, train_teacher
 
 LOOP = LoopConfig(steps=2, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5)
 CONFIG = TeacherConfig(LOOP, ViewConfig(resize=72, crop=64, variants=2), width=16)

@@ -20,6 +20,7 @@ from PIL import Image
 from benchmarks.baselines.pairs import training_pairs
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
+from diffv2ir.training.ablation.trainings import shrunk
 from diffv2ir.training.config import load_config
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from train.launch import run
@@ -59,13 +60,10 @@ def train_ip2p(
 
 
 def without_conditions(config: PhaseConfig, share: float = 1.0) -> PhaseConfig:
-    """A configuration of ours with the fixed prompt, without maps, and with part of its steps.
-
-    And of its views: each is seen as often as with all steps.
-    """
-    loop = dataclasses.replace(config.loop, steps=max(1, round(config.loop.steps * share)))
-    view = dataclasses.replace(config.view, variants=max(1, round(config.view.variants * share)))
-    return dataclasses.replace(config, loop=loop, view=view, fixed_prompt=PROMPT, without_map=True)
+    """A configuration of ours with the fixed prompt, without maps, and with part of its steps and views."""
+    part = shrunk(config, share)
+    loop = dataclasses.replace(part.loop, warmup_steps=config.loop.warmup_steps)
+    return dataclasses.replace(part, loop=loop, fixed_prompt=PROMPT, without_map=True)
 
 
 def translate(

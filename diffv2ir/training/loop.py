@@ -13,7 +13,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -365,21 +365,24 @@ class Loop:
                 else:
                     writer.add_image(key, np.asarray(value.convert("RGB")), self.step, dataformats="HWC")
 
-    @torch.no_grad()
     def _gather_average(self) -> None:
         """Bring the averaged weights of a shared model into `whole_model`; all processes have to take part."""
-        if not self.shared:
+        if self.shared:
+            parts = self.ema.shadow_params if self.ema else self.parameters
+            self._fill_whole(gathered(part, keep=self.accelerator.is_main_process) for part in parts)
+
+    @torch.no_grad()
+    def _fill_whole(self, weights: Iterable[Tensor | None]) -> None:
+        """Copy what was gathered of the trained weights, and the buffers, into the main process's `whole_model`."""
+        if not self.accelerator.is_main_process:
+            for _ in weights:  # takes part in gathering them
+                pass
             return
-        main = self.accelerator.is_main_process
-        trained = [p for p in self.whole_model.parameters() if p.requires_grad] if main else self.parameters
-        parts = self.ema.shadow_params if self.ema else self.parameters
-        for parameter, part in zip(trained, parts, strict=True):
-            whole = gathered(part, keep=main)
-            if main:
-                parameter.copy_(whole)
-        if main:
-            for buffer, current in zip(self.whole_model.buffers(), self.plain_model.buffers(), strict=True):
-                buffer.copy_(current)
+        trained = [parameter for parameter in self.whole_model.parameters() if parameter.requires_grad]
+        for parameter, weight in zip(trained, weights, strict=True):
+            parameter.copy_(weight)
+        for buffer, current in zip(self.whole_model.buffers(), self.plain_model.buffers(), strict=True):
+            buffer.copy_(current)
 
     def _with_average(self, function):
         """Run `function(model)` with the averaged weights in evaluation mode, then put the weights back.
@@ -405,9 +408,10 @@ class Loop:
         """Write a checkpoint: into a hidden folder, flushed to disk, then renamed. Older ones go only after that."""
         folder = self.output / "checkpoints" / f"step-{self.step:0{_STEP_DIGITS}d}"
         state = self._state()
-        self._gather_average()
+        if self.shared:
+            self._fill_whole(state["ema"]["shadow_params"] if self.ema else state["parameters"])
         if self.accelerator.is_main_process:
-            write_atomically(folder, lambda partial: self._write_checkpoint(partial, state))
+            write_atomically(folder, lambda unfinished: self._write_checkpoint(unfinished, state))
             for old in sorted(folder.parent.glob("step-*"))[: -self.config.keep_checkpoints]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
