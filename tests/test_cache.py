@@ -336,6 +336,19 @@ def test_all_photos_are_captioned_as_the_pipeline_will_where_asked(examples, bli
     assert examples[1].caption and {captions.caption(example) for example in pairs} == {"by the model"}
 
 
+def test_captions_by_models_that_have_not_seen_a_photo_come_before_the_model_itself(
+    examples, blip, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cache_module, "caption_images", lambda *arguments: ["by the model"] * len(arguments[2]))
+    first, second = [example for example in examples if example.visible][:2]
+    captions = CaptionCache(tmp_path, *blip, always=True, unseen={file_hash(first.visible): "unseen"})
+    captions.fill([first, second])
+    assert [captions.caption(example) for example in (first, second)] == ["unseen", "by the model"]
+    others = CaptionCache(tmp_path, *blip, unseen={file_hash(e.visible): "unseen" for e in (first, second)})
+    assert first.caption is None and others.caption(first) == "unseen"
+    assert second.caption and others.caption(second) == second.caption  # the data set's own come first
+
+
 def test_captions_depend_on_weights_and_content(examples, blip, tmp_path):
     def known():
         captions = CaptionCache(tmp_path, *blip)

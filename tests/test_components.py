@@ -1,8 +1,8 @@
 """The components of the tiny bundle: each is trained a few steps, stopped, resumed, saved and loaded."""
 
+import collections
 import json
 import shutil
-from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
 
 from diffv2ir.data import read_examples
+from diffv2ir.training import captioner as captioner_module
 from diffv2ir.training import segmenter as segmenter_module
 from diffv2ir.training.autoencoder import (
     AutoencoderConfig,
@@ -21,6 +22,7 @@ from diffv2ir.training.autoencoder import (
     structure_latents,
     train_autoencoder,
 )
+from diffv2ir.training.cache import file_hash
 from diffv2ir.training.captioner import CaptionerConfig, build_processor, plain_caption, train_captioner
 from diffv2ir.training.captioner import _augment as augment
 from diffv2ir.training.loop import LoopConfig
@@ -33,7 +35,7 @@ SMALL_SAM = dict(
     prompt_dim=16, mask_in_chans=4, decoder_depth=1, decoder_heads=2, decoder_mlp_dim=16, points_per_side=2,
 )  # fmt: skip
 
-Component = namedtuple("Component", "train config options folders")
+Component = collections.namedtuple("Component", "train config options folders")
 
 
 def loop(steps):
@@ -140,6 +142,35 @@ def test_captioner_and_processor_load_and_speak(examples, tmp_path):
     images = [draw_scene(0)[0]]
     (caption,) = caption_images(model, processor, images)
     assert caption_images(model, processor, images) == [caption] and "[" not in caption
+
+
+def test_captions_of_unseen_scenes_are_by_models_that_have_not_seen_them(examples, tmp_path, monkeypatch):
+    seen = {}
+
+    def recording(chosen, output, config, processor):
+        seen[output.name] = {(example.source, example.scene) for example in chosen}, config.loop.steps
+        return run(chosen, output, config, processor)
+
+    run = captioner_module._train
+    monkeypatch.setattr(captioner_module, "_train", recording)
+    monkeypatch.setattr(captioner_module, "caption_images", lambda model, _, images: [names[model]] * len(images))
+    names = collections.defaultdict(lambda: f"fold{len(names)}")  # in the order of their use
+    options = COMPONENTS["captioner"].options | {"folds": 2}
+    config = CaptionerConfig(loop=loop(4), **options)
+    train_captioner(examples, tmp_path, config)
+    captioned = [example for example in examples if example.visible and example.caption]
+    captions = json.loads((tmp_path / "captions.json").read_text())
+    assert set(captions) == {file_hash(example.visible) for example in captioned}
+    for example in captioned:
+        assert (example.source, example.scene) not in seen[captions[file_hash(example.visible)]][0]
+    assert {name: steps for name, (_, steps) in seen.items()} == {tmp_path.name: 4, "fold0": 2, "fold1": 2}
+    monkeypatch.setattr(captioner_module, "_train", None)  # finished: nothing is done
+    train_captioner(examples, tmp_path, config)
+
+
+def test_one_fold_is_refused():
+    with pytest.raises(ValueError, match="folds must be 0 or at least 2, got 1"):
+        CaptionerConfig(loop=loop(1), folds=1)
 
 
 def test_segmenter_loads_and_gives_masks_or_none(examples, tmp_path):

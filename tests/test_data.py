@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 from make_data import draw_scene, make_manifest_dataset
 
-from diffv2ir.data import DataError, check_examples, read_examples, split_validation
+from diffv2ir.data import DataError, Example, check_examples, read_examples, split_validation
 
 
 @pytest.fixture
@@ -110,6 +111,26 @@ def test_folder_of_infrared_alone_and_given_maps(tmp_path):
 def test_folder_that_is_no_dataset_is_refused(tmp_path):
     with pytest.raises(DataError, match="is not a dataset"):
         read_examples(tmp_path)
+
+
+def scenes_of(source, counts):
+    """Examples of one source; scene number n has `counts[n]` of them."""
+    return [
+        Example(f"{source}{scene}-{n}", "pairs", source, f"s{scene}", "train", Path("v.png"), Path("i.png"))
+        for scene, count in enumerate(counts)
+        for n in range(count)
+    ]
+
+
+def test_a_source_of_few_scenes_has_one_held_out_unless_that_is_too_much_of_it():
+    many, few, lopsided = scenes_of("many", [1] * 300), scenes_of("few", [10] * 5), scenes_of("two", [9, 9])
+    train, held_out = split_validation(many + few + lopsided, 0.001)
+    assert len({e.scene for e in held_out if e.source == "few"}) == 1
+    assert not [e for e in held_out if e.source == "two"]  # half of the source
+    assert len(train) + len(held_out) == 368
+    alone = split_validation(few, 0.001)[1]
+    assert alone == [e for e in held_out if e.source == "few"]  # whatever other sources there are
+    assert split_validation(many + few, 0.0)[1] == []
 
 
 def test_validation_split_keeps_scenes_together_and_does_not_depend_on_the_rest(manifest):

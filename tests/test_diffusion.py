@@ -35,6 +35,17 @@ def test_dropout_frequencies():
     assert dropped_conditions(0.0, band=0.0) == ""
 
 
+def test_some_bands_can_be_wider():
+    generator = torch.Generator().manual_seed(0)
+    uniforms = torch.rand(20_000, generator=generator).tolist()
+    extra = {"S": 0.1, "ST": 0.2}
+    counts = collections.Counter(dropped_conditions(u, 0.02, extra) for u in uniforms)
+    for subset in DROPPED_SUBSETS:
+        assert abs(counts[subset] / 20_000 - 0.02 - extra.get(subset, 0)) < 0.01
+    assert dropped_conditions(0.3, 0.0, {"VST": 0.31}) == "VST"
+    assert dropped_conditions(0.32, 0.0, {"VST": 0.31}) == ""
+
+
 def test_high_noise_share():
     generator = torch.Generator().manual_seed(0)
     config = NoiseConfig(high_noise_share=0.6, high_noise_from=600)

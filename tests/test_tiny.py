@@ -24,7 +24,9 @@ CONFIGS = {
         "loop": LOOP, "vocabulary": 600, "hidden_size": 16, "layers": 1, "heads": 2,
         "vision_size": 16, "vision_patch": 8,
     },
-    "captioner": {"loop": LOOP, "hidden_size": 16, "vision_layers": 1, "text_layers": 1, "heads": 2, "image_size": 32},
+    "captioner": {
+        "loop": LOOP, "hidden_size": 16, "vision_layers": 1, "text_layers": 1, "heads": 2, "image_size": 32, "folds": 2,
+    },
     "autoencoder": {
         "loop": LOOP, "encoder_width": 8, "width": 8, "encoder_blocks": [1, 1], "decoder_blocks": [1, 1], "crop": 16,
         "statistics_images": 1,

@@ -16,6 +16,7 @@ from diffv2ir.training.ablation.phase_sheet import draw_sheet
 from diffv2ir.training.ablation.phase_table import PhaseTable, Recipe
 from diffv2ir.training.ablation.scoring import SPLITS, choose_pairs, load_pipe
 from diffv2ir.training.ablation.trainings import Trainings, shrunk
+from diffv2ir.training.captioner import unseen_captions
 from diffv2ir.training.config import load_config
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import PhaseConfig
@@ -90,8 +91,10 @@ def _table1(arguments: argparse.Namespace) -> Path:
 
 def _trainings(arguments: argparse.Namespace, vlum: Path, finished: Path | None = None) -> Trainings:
     cache = arguments.cache or arguments.output / "cache"
-    teacher = finished / "teacher" if finished else None
-    return Trainings(arguments.output / "trainings", cache, vlum, finished, teacher)
+    folder = arguments.output / "trainings"
+    if finished is None:
+        return Trainings(folder, cache, vlum)
+    return Trainings(folder, cache, vlum, finished, finished / "teacher", unseen_captions(finished / "captioner"))
 
 
 def _add_table3(commands) -> None:

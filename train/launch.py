@@ -50,6 +50,7 @@ def phase_parser(default_config: Path, description: str) -> argparse.ArgumentPar
     parser.add_argument("--config", type=Path, default=default_config)
     parser.add_argument("--vlum", help="folder, or hub id, with captioner and segmenter, where --start has none")
     parser.add_argument("--teacher", type=Path, help="for teacher_share, teacher_mix: output of train.teacher")
+    parser.add_argument("--unseen-captions", type=Path, help="for own_captions: captions.json of a captioner's run")
     parser.add_argument("--cache", type=Path, help="captions, maps and latents; default: OUTPUT/cache")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="put the result, with a card, on the hub")
@@ -90,6 +91,7 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
             validation=validation,
             vlum=vlum,
             teacher=arguments.teacher,
+            unseen_captions=arguments.unseen_captions,
             validate=validate_bundle,
         )
         if target and process_state().is_main_process:

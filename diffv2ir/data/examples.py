@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ KINDS = ("pairs", "crops", "infrared")
 ROLES = ("visible", "infrared", "segmentation")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _MAX_LISTED = 20
+# Of a source of few scenes, one is held out if it is at most this share of its examples.
+_LARGEST_SHARE = 0.2
 
 
 class DataError(ValueError):
@@ -172,18 +175,28 @@ def check_examples(examples: Iterable[Example]) -> None:
 def split_validation(examples: Sequence[Example], fraction: float = 0.1) -> tuple[list[Example], list[Example]]:
     """Split train examples into (train, validation) by scene.
 
-    A scene is held out when the hash of its name falls into the first `fraction` of the range: the choice does not
-    depend on which other examples are there, so every stage and every phase holds out the same scenes.
+    A scene is held out when the hash of its name falls into the first `fraction` of the range. Of a source of few
+    scenes that may be none: then its first one by hash is, if that is no more than `_LARGEST_SHARE` of the source, so
+    that choices are made on that camera, too. Only the scenes of the same source matter, so every stage and every phase
+    holds out the same ones.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must lie in [0, 1), got {fraction}")
+    scenes = Counter((example.source, example.scene) for example in examples)
+    place = {scene: _place("/".join(scene)) for scene in scenes}
+    held_out = {scene for scene in scenes if place[scene] < fraction}
+    if fraction:
+        for source in {source for source, _ in scenes} - {source for source, _ in held_out}:
+            first = min((scene for scene in scenes if scene[0] == source), key=place.__getitem__)
+            if scenes[first] <= _LARGEST_SHARE * sum(n for scene, n in scenes.items() if scene[0] == source):
+                held_out.add(first)
+    train = [example for example in examples if (example.source, example.scene) not in held_out]
+    return train, [example for example in examples if (example.source, example.scene) in held_out]
 
-    def held_out(example: Example) -> bool:
-        digest = hashlib.sha256(f"{example.source}/{example.scene}".encode()).digest()
-        return int.from_bytes(digest[:4], "big") < fraction * 2**32
 
-    train = [example for example in examples if not held_out(example)]
-    return train, [example for example in examples if held_out(example)]
+def _place(scene: str) -> float:
+    """Where a name's hash lies in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(scene.encode()).digest()[:4], "big") / 2**32
 
 
 def _raise_problems(where: str | Path, problems: list[str]) -> None:

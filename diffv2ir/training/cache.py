@@ -99,7 +99,10 @@ def _key(*parts) -> str:
 
 
 class CaptionCache:
-    """Captions by BLIP, for examples whose dataset has none or, with `always`, for all."""
+    """Captions by BLIP, for examples whose dataset has none or, with `always`, for all.
+
+    `unseen`: SHA-256 of photos -> captions, by models that have not seen them; preferred to BLIP's.
+    """
 
     def __init__(
         self,
@@ -107,8 +110,10 @@ class CaptionCache:
         model: BlipForConditionalGeneration | None,
         processor: BlipProcessor | None,
         always: bool = False,
+        unseen: Mapping[str, str] | None = None,
     ):
         self.file, self.model, self.processor, self.always = folder / "captions.json", model, processor, always
+        self._unseen = unseen or {}
         self.known: dict[str, str] = json.loads(self.file.read_text()) if self.file.is_file() else {}
         self._model_hash = weights_hash(model) if model is not None else ""
 
@@ -122,11 +127,12 @@ class CaptionCache:
             write_file_atomically(self.file, lambda path: path.write_text(json.dumps(self.known)))
 
     def caption(self, example: Example) -> str:
-        """The dataset's caption, else BLIP's."""
+        """The dataset's caption, else that of `unseen`, else BLIP's."""
         return self._given(example) or self.known[self._key(example)]
 
     def _given(self, example: Example) -> str | None:
-        return None if self.always else example.caption
+        own = None if self.always else example.caption
+        return own or self._unseen.get(file_hash(example.visible))
 
     def _key(self, example: Example) -> str:
         return _key(file_hash(example.visible), self._model_hash)

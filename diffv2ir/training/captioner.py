@@ -11,23 +11,27 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from diffv2ir.data import Example
-from diffv2ir.files import write_atomically
+from diffv2ir.files import write_atomically, write_file_atomically
+from diffv2ir.training.cache import file_hash
 from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
+from diffv2ir.vlum import caption_images
 
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 36
+_UNSEEN_CAPTIONS = "captions.json"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
 
 # What a plain caption names, in this order, and the words of a free caption that stand for it.
@@ -52,7 +56,9 @@ _INDOORS = "indoor|indoors|interior|office|room|corridor|hall|desk|desks|table|k
 class CaptionerConfig:
     """Widths of BLIP's vision and text towers, image side in pixels, and how often object crops are seen.
 
-    `jitter` is how far the exposure of the photos varies, as in `ViewConfig`.
+    `jitter` is how far the exposure of the photos varies, as in `ViewConfig`. `folds`: so many more models are trained,
+    each on the scenes of the other folds alone; 0 = none. A model knows the scenes it was trained on better than new
+    ones: who learns from its captions of them trusts them too much (stacking, Wolpert 1992).
     """
 
     loop: LoopConfig
@@ -66,6 +72,11 @@ class CaptionerConfig:
     smallest_crop: float = 0.75
     dropout: float = 0.1
     jitter: float = 0.0
+    folds: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"folds must be 0 or at least 2, got {self.folds}")
 
 
 def build_processor(captions: Iterable[str], image_size: int) -> BlipProcessor:
@@ -115,16 +126,64 @@ def build_captioner(config: CaptionerConfig, processor: BlipProcessor) -> BlipFo
 
 
 def train_captioner(examples: Sequence[Example], output: Path, config: CaptionerConfig) -> Path:
-    """Train; writes `captioner/` and `captioner_processor/` into `output`, returns the former. Resumable."""
-    done = output / "captioner"
-    if (done / "config.json").is_file():
+    """Train; writes `captioner/` and `captioner_processor/` into `output`, returns the former. Resumable.
+
+    With `config.folds`, `output/captions.json` has captions of the examples by models that have not seen their scenes,
+    for `train_phase`.
+    """
+    done, unseen = output / "captioner", output / _UNSEEN_CAPTIONS
+    if (done / "config.json").is_file() and (not config.folds or unseen.is_file()):
         return done
     chosen = [example for example in examples if example.visible and example.caption]
-    captions = [plain_caption(example.caption) for example in chosen]
-    processor = build_processor(captions, config.image_size)
+    processor = build_processor([plain_caption(example.caption) for example in chosen], config.image_size)
+    if not (done / "config.json").is_file():
+        model = _train(chosen, output, config, processor)
+        processor.save_pretrained(output / "captioner_processor")
+        write_atomically(done, model.save_pretrained)
+    if config.folds:
+        captions = _caption_unseen(chosen, output, config, processor)
+        write_file_atomically(unseen, lambda path: path.write_text(json.dumps(captions)))
+    return done
+
+
+def unseen_captions(output: Path) -> Path | None:
+    """The captions, in the run folder of a captioner, by models that have not seen the photos; None without folds."""
+    path = output / _UNSEEN_CAPTIONS
+    return path if path.is_file() else None
+
+
+def _caption_unseen(
+    examples: Sequence[Example], output: Path, config: CaptionerConfig, processor: BlipProcessor
+) -> dict[str, str]:
+    """SHA-256 of a photo -> its caption by a model that was trained on the other folds' scenes."""
+    loop = replace(config.loop, steps=max(1, round(config.loop.steps * (1 - 1 / config.folds))))
+    captions: dict[str, str] = {}
+    folds = _folds(examples, config.folds)
+    for number, fold in enumerate(folds):
+        others = [example for other in folds if other is not fold for example in other]
+        model = _train(others, output / f"fold{number}", replace(config, loop=loop), processor)
+        for start in tqdm(range(0, len(fold), 8), desc=f"captions of fold {number + 1}", mininterval=5):
+            batch = fold[start : start + 8]
+            texts = caption_images(model, processor, [load_rgb(example.visible) for example in batch])
+            captions.update(zip((file_hash(example.visible) for example in batch), texts, strict=True))
+    return captions
+
+
+def _folds(examples: Sequence[Example], count: int) -> list[list[Example]]:
+    """Examples in `count` parts, every scene whole, the scenes of each source spread over all."""
+    scenes = sorted({(example.source, example.scene) for example in examples})
+    fold = {scene: number % count for number, scene in enumerate(scenes)}
+    return [[e for e in examples if fold[e.source, e.scene] == number] for number in range(count)]
+
+
+def _train(
+    examples: Sequence[Example], output: Path, config: CaptionerConfig, processor: BlipProcessor
+) -> BlipForConditionalGeneration:
+    """A captioner, trained on `examples` in the run folder `output`."""
     torch.manual_seed(config.loop.seed)
     model = build_captioner(config, processor)
-    pictures = [np.asarray(resize_shorter(load_rgb(e.visible), config.image_size + 32)) for e in chosen]
+    captions = [plain_caption(example.caption) for example in examples]
+    pictures = [np.asarray(resize_shorter(load_rgb(e.visible), config.image_size + 32)) for e in examples]
     tokenizer = processor.tokenizer
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
@@ -145,14 +204,12 @@ def train_captioner(examples: Sequence[Example], output: Path, config: Captioner
         processor.save_pretrained(folder / "captioner_processor")
 
     loop = Loop(
-        config.loop, output, model, loss, len(chosen), save=save, name="captioner",
-        weights=[1.0 if e.kind == "pairs" else config.crops_weight for e in chosen],
+        config.loop, output, model, loss, len(examples), save=save, name="captioner",
+        weights=[1.0 if e.kind == "pairs" else config.crops_weight for e in examples],
     )  # fmt: skip
     trained = loop.run().eval()
     (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
-    processor.save_pretrained(output / "captioner_processor")
-    write_atomically(done, trained.save_pretrained)
-    return done
+    return trained
 
 
 def _augment(picture: np.ndarray, config: CaptionerConfig, generator: torch.Generator) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,10 +41,18 @@ class NoiseConfig:
             raise ValueError(f"last_step_share and high_noise_share must be shares of one whole, got {shares}")
 
 
-def dropped_conditions(uniform: float, band: float = 0.02) -> str:
-    """The conditions to drop for one uniform draw in [0, 1): seven bands, one for each subset of {V, S, T}."""
-    number = int(uniform / band) if band > 0 else len(DROPPED_SUBSETS)
-    return DROPPED_SUBSETS[number] if number < len(DROPPED_SUBSETS) else ""
+def dropped_conditions(uniform: float, band: float = 0.02, extra: Mapping[str, float] | None = None) -> str:
+    """The conditions to drop for one uniform draw in [0, 1): a band for each non-empty subset of {V, S, T}.
+
+    Args:
+        band: width of each band (paper: 2 %). extra: by how much the bands of some subsets are wider.
+    """
+    end = 0.0
+    for subset in DROPPED_SUBSETS:
+        end += band + (extra or {}).get(subset, 0.0)
+        if uniform < end:
+            return subset
+    return ""
 
 
 def draw_timestep(config: NoiseConfig, count: int, generator: torch.Generator) -> int:

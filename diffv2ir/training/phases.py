@@ -32,7 +32,14 @@ from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.cache import PICTURES, CaptionCache, LatentCache, MapCache, Mixer, PictureFolder, ViewConfig
 from diffv2ir.training.config import example_weights
-from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder, build_unet, dropped_conditions
+from diffv2ir.training.diffusion import (
+    DROPPED_SUBSETS,
+    DiffusionObjective,
+    NoiseConfig,
+    PromptEncoder,
+    build_unet,
+    dropped_conditions,
+)
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
 from diffv2ir.training.teacher import Teacher
 from diffv2ir.unet import merge_lora, widen_conv_in
@@ -80,6 +87,8 @@ class PhaseConfig:
         frozen_dtype: "fp32", "fp16" or "bf16": in what autoencoder, text encoder and captioner compute, which are not
             trained. The trained weights are float32 in any case; in what they compute is `loop.mixed_precision`.
         dropout: width of each of the seven condition-dropout bands; in base, the chance of an empty prompt.
+        extra_dropout: phases 2 and 3: by how much the bands of some subsets of {V, S, T} are wider, e.g. {ST: 0.1}. Who
+            rarely does without a condition trusts it where it misleads.
         validation_fraction: part of the scenes that is held out.
         map_style: style of the segmentation maps; travels with the bundle.
         own_captions: caption every photo with the bundle's BLIP, as the pipeline will, also where the dataset has one.
@@ -102,6 +111,7 @@ class PhaseConfig:
     frozen_dtype: str = "fp32"
     unet: UNetSettings = UNetSettings()
     dropout: float = 0.02
+    extra_dropout: dict[str, float] = field(default_factory=dict)
     validation_fraction: float = 0.1
     map_style: str = "regions"
     own_captions: bool = False
@@ -127,6 +137,14 @@ class PhaseConfig:
                 raise ValueError(f"{name} is for phases 2 and 3: a teacher looks at photos and predicts infrared")
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.extra_dropout and self.phase not in ("2", "3"):
+            raise ValueError("extra_dropout is for phases 2 and 3: the others have no such conditions")
+        if unknown := sorted(set(self.extra_dropout) - set(DROPPED_SUBSETS)):
+            raise ValueError(f"extra_dropout is for the subsets {', '.join(DROPPED_SUBSETS)}, got {', '.join(unknown)}")
+        bands = len(DROPPED_SUBSETS) if self.phase in ("2", "3") else 1
+        shares = [self.dropout, *self.extra_dropout.values()]
+        if min(shares) < 0 or bands * self.dropout + sum(self.extra_dropout.values()) > 1:
+            raise ValueError(f"dropout and extra_dropout must be shares of one whole, got {shares}")
         if self.map_style not in MAP_STYLES:
             raise ValueError(f"map_style must be one of {MAP_STYLES}, got {self.map_style!r}")
         if self.frozen_dtype not in DTYPES:
@@ -195,6 +213,7 @@ def train_phase(
     validation: Sequence[Example] = (),
     vlum: Path | None = None,
     teacher: Path | None = None,
+    unseen_captions: Path | None = None,
     validate=None,
 ) -> Path:
     """Run one phase; returns the folder of its result, `output/result`. Resumable; a finished phase returns at once.
@@ -205,6 +224,8 @@ def train_phase(
         cache: folder of captions, maps and latents, shared by all phases.
         vlum: folder with captioner, captioner_processor and segmenter; None = `start` has them.
         teacher: output folder of `train_teacher`, for `config.teacher_share` and `config.teacher_mix`.
+        unseen_captions: file of `train_captioner`: `config.own_captions` prefers its captions to those of the bundle's
+            BLIP.
         validate: `validate(bundle, examples, step, output)` -> figures, called with each phase-2/3 checkpoint's bundle.
 
     Raises:
@@ -226,7 +247,7 @@ def train_phase(
     unet = _initial_unet(config, parts)
     processes = process_state()
     with processes.main_process_first():  # the others find everything made
-        latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher)
+        latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen_captions)
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
 
@@ -341,7 +362,13 @@ def prepare_unet(
 
 
 def _fill_caches(
-    config: PhaseConfig, parts: Parts, examples: list[Example], cache: Path, vlum: Path, teacher: Path | None = None
+    config: PhaseConfig,
+    parts: Parts,
+    examples: list[Example],
+    cache: Path,
+    vlum: Path,
+    teacher: Path | None = None,
+    unseen_captions: Path | None = None,
 ) -> tuple[LatentCache, CaptionCache]:
     """Make what is missing of captions, maps and latents; only what this phase reads.
 
@@ -362,7 +389,8 @@ def _fill_caches(
             .to(parts.vae.device)
         )
         processor = BlipProcessor.from_pretrained(vlum / "captioner_processor")
-        captions = CaptionCache(cache, captioner, processor, always=config.own_captions)
+        unseen = json.loads(unseen_captions.read_text()) if unseen_captions and config.own_captions else {}
+        captions = CaptionCache(cache, captioner, processor, always=config.own_captions, unseen=unseen)
         captions.fill(examples)
         captioner.to("cpu")
     taught = (PictureFolder(teacher / PICTURES), config.teacher_share) if config.teacher_share else None
@@ -387,7 +415,7 @@ def _sample(
         return views["infrared"], INFRARED_PROMPT, None
     if config.phase == "base":
         return views["visible"], "" if uniform < config.dropout else captions.caption(example), None
-    dropped = dropped_conditions(uniform, config.dropout)
+    dropped = dropped_conditions(uniform, config.dropout, config.extra_dropout)
     visible = torch.zeros_like(views["visible"]) if "V" in dropped else views["visible"]
     null_map = config.without_map or "S" in dropped
     segmentation = torch.zeros_like(views["visible"]) if null_map else views["segmentation"]

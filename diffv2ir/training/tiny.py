@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler
 from diffv2ir.data import DataError, Example, check_examples, read_examples, split_validation
 from diffv2ir.files import write_atomically
 from diffv2ir.training.autoencoder import AutoencoderConfig, train_autoencoder
-from diffv2ir.training.captioner import CaptionerConfig, train_captioner
+from diffv2ir.training.captioner import CaptionerConfig, train_captioner, unseen_captions
 from diffv2ir.training.config import load_config
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import PhaseConfig, link_tree, train_phase
@@ -112,7 +112,7 @@ def _stages(
         return lambda: train_phase(
             load_config(configs / f"{name}.yaml", PhaseConfig), train, start, output / name,
             cache=cache, validation=validation, teacher=output / "teacher", validate=validate_bundle,
-            **options,
+            unseen_captions=unseen_captions(output / "captioner"), **options,
         )  # fmt: skip
 
     return [

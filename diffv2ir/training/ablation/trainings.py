@@ -39,6 +39,7 @@ class Trainings:
         cache: captions, maps and latents.
         vlum: folder with captioner, captioner_processor and segmenter, for starts that have none.
         teacher: output folder of `train_teacher`, for configurations with a `teacher_share` or `teacher_mix`.
+        unseen_captions: file of `train_captioner`, for configurations with `own_captions`.
         finished: a run of `train.tiny` whose results are taken where they are the same training; None = there is none.
     """
 
@@ -47,6 +48,7 @@ class Trainings:
     vlum: Path
     finished: Path | None = None
     teacher: Path | None = None
+    unseen_captions: Path | None = None
 
     def result(self, name: str, config: PhaseConfig, examples: Sequence[Example], start: Path) -> Path:
         """The result folder of training `config` from `start`; trained now if it is not there.
@@ -64,9 +66,12 @@ class Trainings:
             parts.append([file_hash(PictureFolder(self.teacher / PICTURES).path(example)) for example in chosen])
         if config.teacher_mix:
             parts.append(teacher_hash(self.teacher))
+        unseen = self.unseen_captions if config.own_captions else None
+        if unseen:
+            parts.append(file_hash(unseen))
         return train_phase(
             config, examples, start, self.folder / f"{name}-{digest(parts)}",
-            cache=self.cache, vlum=self.vlum, teacher=self.teacher,
+            cache=self.cache, vlum=self.vlum, teacher=self.teacher, unseen_captions=unseen,
         )  # fmt: skip
 
     def _finished(self, name: str, config: PhaseConfig, start: Path) -> Path | None:
