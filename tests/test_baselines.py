@@ -296,10 +296,9 @@ def test_the_averaged_weights_of_regression_are_kept(examples, tmp_path):
 
 # InstructPix2Pix's way
 
-STAGES = ("first", "last")
-STAGE = """
+CONFIG = """
 phase: "2"
-loop: {steps: 2, batch_size: 2, warmup_steps: 1, ema_decay: 0.5}
+loop: {steps: 4, batch_size: 2, warmup_steps: 1, ema_decay: 0.5}
 view: {resize: 18, crop: 16, variants: 1}
 own_captions: true
 dropout: 0
@@ -311,9 +310,7 @@ defaults: {steps: 1, sampler: ddim, resolution: 64}
 def ip2p_bundle(bundle_folder, data, tmp_path_factory):
     """A bundle trained without caption and map for half of the steps, and what its objective was given."""
     folder, seen = tmp_path_factory.mktemp("ip2p"), []
-    (folder / "configs").mkdir()
-    for stage in STAGES:
-        (folder / "configs" / f"{stage}.yaml").write_text(STAGE)
+    (folder / "phase2.yaml").write_text(CONFIG)
 
     class Recording(DiffusionObjective):
         def __call__(self, unet, draws, targets, prompts, conditions):
@@ -322,18 +319,17 @@ def ip2p_bundle(bundle_folder, data, tmp_path_factory):
 
     start = make_start_folder(bundle_folder, folder / "start")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ip2p, "STAGES", STAGES)
         patch.setattr(phases, "DiffusionObjective", Recording)
         patch.setattr(phases.SamSegmenter, "from_pretrained", None)  # neither is ever asked
         patch.setattr(phases.BlipForConditionalGeneration, "from_pretrained", None)
-        result = ip2p.train_ip2p(data, start, bundle_folder, folder / "run", 0.5, folder / "configs")
+        result = ip2p.train_ip2p(data, start, bundle_folder, folder / "run", 0.5, folder / "phase2.yaml")
     return result, seen
 
 
 def test_ip2p_sees_the_photo_and_one_prompt(ip2p_bundle):
     result, seen = ip2p_bundle
     bundle.check(result)
-    assert len(seen) == len(STAGES)  # half of two steps each
+    assert len(seen) == 2  # half of four steps
     for prompts, conditions in seen:
         assert prompts == [ip2p.PROMPT] * 2
         visible, segmentation = conditions.chunk(2, dim=1)

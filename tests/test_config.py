@@ -1,7 +1,6 @@
 """YAML settings: what is wrong is named; every file in train/configs can be loaded."""
 
 import dataclasses
-import re
 from pathlib import Path
 
 import pytest
@@ -40,7 +39,7 @@ def test_configurations_of_the_project_load(path):
     config = load_config(path, COMPONENTS.get(path.stem, PhaseConfig))
     assert config.loop.steps > 0
     if isinstance(config, PhaseConfig):
-        name = re.sub("-(small|edges|teacher)$", "", path.stem.removeprefix("phase"))
+        name = path.stem.removeprefix("phase")
         assert name == (f"3-{config.style}" if path.parent.name == "tiny" and config.style else config.phase)
 
 
@@ -49,9 +48,6 @@ def test_tiny_has_a_configuration_for_every_stage():
         *COMPONENTS,
         "base",
         "phase1",
-        "phase2-small",
-        "phase2-edges",
-        "phase2-teacher",
         "phase2",
         *(f"phase3-{style}" for style in STYLES),
     }

@@ -3,7 +3,7 @@
 `python -m benchmarks.baselines.ip2p --data DATASET --start runs/tiny/phase1/result --vlum runs/tiny/vlum
 --teacher runs/tiny/teacher --run RUN`
 
-Every stage of our phase 2 with its own configuration, but for the prompt, which is always "turn the visible image into
+Our phase 2 with its configuration, but for the prompt, which is always "turn the visible image into
 infrared", and the map, which is always null. The result is a bundle; `translate` gives it the same conditions in use.
 """
 
@@ -26,8 +26,7 @@ from diffv2ir.training.phases import PhaseConfig, train_phase
 from train.launch import run
 
 PROMPT = "turn the visible image into infrared"
-STAGES = ("phase2-small", "phase2-edges", "phase2-teacher", "phase2")
-CONFIGS = Path(__file__).parents[2] / "train" / "configs" / "tiny"
+CONFIG = Path(__file__).parents[2] / "train" / "configs" / "tiny" / "phase2.yaml"
 
 
 def train_ip2p(
@@ -36,14 +35,14 @@ def train_ip2p(
     vlum: Path,
     output: Path,
     share: float = 1.0,
-    configs: Path = CONFIGS,
+    config: Path = CONFIG,
     teacher: Path | None = None,
 ) -> Path:
-    """Train the stages of phase 2 without caption and map; returns the bundle, `output/result`. Resumable.
+    """Train phase 2 without caption and map; returns the bundle, `output/result`. Resumable.
 
     Args:
         start: where our phase 2 starts, too. vlum: captioner and segmenter; a bundle has them, but they are not used.
-        share: part of the steps, and of the views, of each stage's configuration.
+        share: part of the steps, and of the views, of the configuration.
         teacher: output of train.teacher: our teacher is its teacher, too.
 
     Raises:
@@ -52,11 +51,10 @@ def train_ip2p(
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     examples = training_pairs(data)
-    for stage in STAGES:
-        config = without_conditions(load_config(configs / f"{stage}.yaml", PhaseConfig), share)
-        folder = output if stage == STAGES[-1] else output / stage
-        start = train_phase(config, examples, start, folder, cache=output / "cache", vlum=vlum, teacher=teacher)
-    return start
+    ours = load_config(config, PhaseConfig)
+    return train_phase(
+        without_conditions(ours, share), examples, start, output, cache=output / "cache", vlum=vlum, teacher=teacher
+    )
 
 
 def without_conditions(config: PhaseConfig, share: float = 1.0) -> PhaseConfig:

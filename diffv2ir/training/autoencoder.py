@@ -1,6 +1,6 @@
 """The tiny autoencoder: a small `AutoencoderTiny` for infrared, visible and segmentation-map images alike.
 
-Its latents are held near a linear description of the image (`structure_latents`), so that a small UNet finds its way
+Its latents are held near a simple description of the image (`structure_latents`), so that a small UNet finds its way
 from photo to infrared; the decoder makes up for what they leave out, and learns from latents with a little noise on
 them, so that it forgives what the UNet leaves inexact.
 """
@@ -149,22 +149,26 @@ def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def structure_latents(images: Tensor, stride: int = 4) -> Tensor:
-    """What the latents should be: brightness, its slopes and a colour of each square of `stride`, linear in the image.
+    """What the latents should be: brightness, its spread and two colours of each square of `stride`.
 
     A UNet that is small and sees little data must find the infrared picture in the photo. Between such latents the way
-    is short: an edge that turns round changes its sign, a region that is warmer its mean. Those of an autoencoder that
-    is free to choose are better at rebuilding and far harder to predict from another camera's.
+    is short, and they tell apart what is warm and what is cold: leaves from a wall by their green and their texture, a
+    map's regions by their colours. Those of an autoencoder that is free to choose are better at rebuilding and far
+    harder to predict from another camera's.
 
     Args:
-        images: (N, 3, H, W) in [-1, 1], sides divisible by `stride`, which is even.
+        images: (N, 3, H, W) in [-1, 1], sides divisible by `stride`.
 
-    Returns: (N, 4, H / stride, W / stride): brightness, horizontal and vertical slope, red less blue; scaled to spread
-        alike.
+    Returns: (N, 4, H / stride, W / stride): brightness, its standard deviation within the square, red less blue, green
+        less both; scaled to spread alike.
     """
-    brightness = F.avg_pool2d(images.mean(dim=1, keepdim=True), stride // 2)
-    a, b, c, d = F.pixel_unshuffle(brightness, 2).unbind(dim=1)  # upper left, upper right, lower left, lower right
-    red_less_blue = F.avg_pool2d(images[:, 0] - images[:, 2], stride)
-    return torch.stack([(a + b + c + d) / 2, 2 * (a - b + c - d), 2 * (a + b - c - d), 3 * red_less_blue], dim=1)
+    red, green, blue = images.unbind(dim=1)
+    brightness = images.mean(dim=1)
+    mean, squares, red_less_blue, green_less_both = F.avg_pool2d(
+        torch.stack([brightness, brightness.square(), red - blue, green - (red + blue) / 2], dim=1), stride
+    ).unbind(dim=1)
+    spread = (squares - mean.square()).clamp(min=0).sqrt()
+    return torch.stack([2 * mean, 4 * spread, 3 * red_less_blue, 3 * green_less_both], dim=1)
 
 
 def from_gray(images: Tensor) -> Tensor:

@@ -22,10 +22,7 @@ logger = logging.getLogger(__name__)
 # Which stage each stage of `train.tiny` starts from.
 _FOLLOWS = {
     "phase1": "base",
-    "phase2-small": "phase1",
-    "phase2-edges": "phase2-small",
-    "phase2-teacher": "phase2-edges",
-    "phase2": "phase2-teacher",
+    "phase2": "phase1",
     **{f"phase3-{style}": "phase2" for style in STYLES},
 }
 
