@@ -321,8 +321,8 @@ def test_structure_latents_are_brightness_spread_and_two_colours():
         return structure_latents(torch.tensor(levels)[None, :, None, None].expand(1, 3, 4, 4)).flatten().tolist()
 
     assert of_colour(0.5, 0.5, 0.5) == pytest.approx([1.0, 0, 0, 0], abs=1e-3)
-    assert of_colour(0.6, 0.0, -0.6) == pytest.approx([0, 0, 3.6, 0], abs=1e-3)
-    assert of_colour(-0.2, 0.4, -0.2) == pytest.approx([0, 0, 0, 1.8], abs=1e-3)
+    assert of_colour(0.6, 0.0, -0.6) == pytest.approx([0, 0, np.arcsinh(4.8), 0], abs=1e-3)
+    assert of_colour(-0.2, 0.4, -0.2) == pytest.approx([0, 0, 0, np.arcsinh(4.8)], abs=1e-3)
 
 
 def test_latents_come_near_the_structure(examples, tmp_path):

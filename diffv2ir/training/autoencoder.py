@@ -160,7 +160,7 @@ def structure_latents(images: Tensor, stride: int = 4) -> Tensor:
         images: (N, 3, H, W) in [-1, 1], sides divisible by `stride`.
 
     Returns: (N, 4, H / stride, W / stride): brightness, its standard deviation within the square, red less blue, green
-        less both; scaled to spread alike.
+        less both; scaled to spread alike, colours so that those of maps, which are ten times as strong, fit as well.
     """
     red, green, blue = images.unbind(dim=1)
     brightness = images.mean(dim=1)
@@ -168,7 +168,7 @@ def structure_latents(images: Tensor, stride: int = 4) -> Tensor:
         torch.stack([brightness, brightness.square(), red - blue, green - (red + blue) / 2], dim=1), stride
     ).unbind(dim=1)
     spread = (squares - mean.square()).clamp(min=0).sqrt()
-    return torch.stack([2 * mean, 4 * spread, 3 * red_less_blue, 3 * green_less_both], dim=1)
+    return torch.stack([2 * mean, 4 * spread, (4 * red_less_blue).asinh(), (8 * green_less_both).asinh()], dim=1)
 
 
 def from_gray(images: Tensor) -> Tensor:
