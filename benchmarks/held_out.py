@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffv2ir.data import Example, read_examples, split_validation
+from diffv2ir.evaluate import spread
 from diffv2ir.pipeline import DiffV2IRPipeline
 
 
@@ -18,4 +21,12 @@ def load_from_arguments(description: str) -> tuple[DiffV2IRPipeline, list[Exampl
     pipe = DiffV2IRPipeline.from_pretrained(arguments.bundle)
     pipe.set_progress_bar_config(disable=True)
     _, held_out = split_validation(read_examples(arguments.data, split="train", kinds=["pairs"]))
-    return pipe, held_out
+    return pipe, few_of_each_scene(held_out)
+
+
+def few_of_each_scene(examples: Sequence[Example], most: int = 5) -> list[Example]:
+    """At most so many examples of a scene, so that no video outweighs a camera."""
+    scenes: dict[tuple[str, str], list[Example]] = defaultdict(list)
+    for example in examples:
+        scenes[example.source, example.scene].append(example)
+    return [example for scene in scenes.values() for example in spread(scene, most)]

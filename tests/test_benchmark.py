@@ -9,7 +9,9 @@ from conftest import EPSILON, SCHEDULE
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from benchmarks import flops, inference, literal, random_bundle, training
+from benchmarks.held_out import few_of_each_scene
 from diffv2ir import imaging
+from diffv2ir.data import Example
 from diffv2ir.pipeline import DiffV2IRPipeline
 
 _BLOCKS = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -109,3 +111,11 @@ def test_operations_of_the_unet_at_true_shape():
     assert flops.text_flops(unet) == 4 * 77 * 768 * 12_480
     small, large = flops.forward_flops(unet, 32), flops.forward_flops(unet, 64)
     assert 7.9e11 < large < 8.2e11 and 4 < large / small < 5  # attention grows faster than the number of pixels
+
+
+def test_no_video_outweighs_a_camera():
+    def frames(source, scene, count):
+        return [Example(f"{scene}-{n}", "pairs", source, scene, "train", None, None) for n in range(count)]
+
+    video, alone = frames("a", "video", 20), frames("b", "video", 3)
+    assert few_of_each_scene([*video, *alone]) == [*video[::4], *alone]
