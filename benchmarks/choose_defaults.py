@@ -15,10 +15,10 @@ from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
 
 # Around what the bundle of before was best with.
-CENTRE = dict(steps=1, resolution=160, edge_radius=8, visible_scale=1.25, gain_control=0.25)
+CENTRE = dict(steps=1, resolution=192, edge_radius=8, visible_scale=1.25, gain_control=0.25)
 CANDIDATES = [
     CENTRE,
-    *[CENTRE | {"resolution": resolution} for resolution in (128, 192, 256)],
+    *[CENTRE | {"resolution": resolution} for resolution in (128, 160, 256)],
     *[CENTRE | {"edge_radius": radius} for radius in (0, 4, 12)],
     *[CENTRE | {"visible_scale": scale} for scale in (1.0, 1.5)],
     *[CENTRE | {"gain_control": share} for share in (0, 0.15, 0.35, 0.5)],

@@ -8,7 +8,7 @@ import torch
 from conftest import EPSILON, SCHEDULE
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from benchmarks import flops, inference, literal, random_bundle, training
+from benchmarks import by_scene, flops, inference, literal, random_bundle, training
 from benchmarks.held_out import few_of_each_scene
 from diffv2ir import imaging
 from diffv2ir.data import Example
@@ -119,3 +119,11 @@ def test_no_video_outweighs_a_camera():
 
     video, alone = frames("a", "video", 20), frames("b", "video", 3)
     assert few_of_each_scene([*video, *alone]) == [*video[::4], *alone]
+
+
+def test_means_over_scenes_count_a_video_once():
+    rows = {f"v{n}": {"psnr": 10.0, "ssim": 0.1} for n in range(9)} | {"a": {"psnr": 20.0, "ssim": 0.5}}
+    scene_of = {key: ("camera", key[0]) for key in rows}
+    assert by_scene.scene_means({key: row["psnr"] for key, row in rows.items()}, scene_of) == [10.0, 20.0]
+    line = by_scene.to_markdown({"ours": rows}, scene_of).splitlines()[-1]
+    assert line == "| ours | 11.00 | 0.140 | 15.00 (10.00 to 20.00) | 0.300 (0.100 to 0.500) |"

@@ -32,7 +32,7 @@ STYLES = ("flir", "campus", "nir")
 DEFAULTS = dict(
     steps=1,
     sampler="dpmpp_2m",
-    resolution=160,
+    resolution=192,
     visible_scale=1.25,
     segmentation_scale=1.0,
     text_scale=1.0,
@@ -116,15 +116,15 @@ def _stages(
         )  # fmt: skip
 
     return [
-        Stage("segmenter", 14, component(SegmenterConfig, train_segmenter, "segmenter")),
-        Stage("tokenizer and text encoder", 3, component(TextConfig, train_text, "text")),
-        Stage("captioner", 14, component(CaptionerConfig, train_captioner, "captioner")),
-        Stage("autoencoder", 12, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
-        Stage("teacher", 8, component(TeacherConfig, train_teacher, "teacher")),
+        Stage("segmenter", 13, component(SegmenterConfig, train_segmenter, "segmenter")),
+        Stage("tokenizer and text encoder", 2, component(TextConfig, train_text, "text")),
+        Stage("captioner", 17, component(CaptionerConfig, train_captioner, "captioner")),
+        Stage("autoencoder", 5, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
+        Stage("teacher", 14, component(TeacherConfig, train_teacher, "teacher")),
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
-        Stage("text-to-image base", 5, phase("base", parts, vlum=vlum)),
-        Stage("phase 1, infrared prior", 4, phase("phase1", output / "base" / "result")),
-        Stage("phase 2", 60, phase("phase2", output / "phase1" / "result", vlum=vlum)),
+        Stage("text-to-image base", 3, phase("base", parts, vlum=vlum)),
+        Stage("phase 1, infrared prior", 2, phase("phase1", output / "base" / "result")),
+        Stage("phase 2", 50, phase("phase2", output / "phase1" / "result", vlum=vlum)),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
     ]
