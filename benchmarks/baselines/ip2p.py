@@ -3,8 +3,8 @@
 `python -m benchmarks.baselines.ip2p --data DATASET --start runs/tiny/phase1/result --vlum runs/tiny/vlum
 --teacher runs/tiny/teacher --run RUN`
 
-Our phase 2 with its configuration, but for the prompt, which is always "turn the visible image into
-infrared", and the map, which is always null. The result is a bundle; `translate` gives it the same conditions in use.
+Our phase 2 with its configuration, but for the prompt, which is always "turn the visible image into infrared", and the
+map, which is always null. The result is a bundle; `translate` gives it the same conditions in use.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def train_ip2p(
     Args:
         start: where our phase 2 starts, too. vlum: captioner and segmenter; a bundle has them, but they are not used.
         share: part of the steps, and of the views, of the configuration.
-        teacher: output of train.teacher: our teacher is its teacher, too.
+        config: that of our phase 2. teacher: output of train.teacher: our teacher is its teacher, too.
 
     Raises:
         DataError, TrainingError, ValueError: as `train_phase`; or share is not in (0, 1].
@@ -51,10 +51,8 @@ def train_ip2p(
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     examples = training_pairs(data)
-    ours = load_config(config, PhaseConfig)
-    return train_phase(
-        without_conditions(ours, share), examples, start, output, cache=output / "cache", vlum=vlum, teacher=teacher
-    )
+    theirs = without_conditions(load_config(config, PhaseConfig), share)
+    return train_phase(theirs, examples, start, output, cache=output / "cache", vlum=vlum, teacher=teacher)
 
 
 def without_conditions(config: PhaseConfig, share: float = 1.0) -> PhaseConfig:
