@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
 
 from diffv2ir.data import read_examples
+from diffv2ir.training import cache as cache_module
 from diffv2ir.training import captioner as captioner_module
 from diffv2ir.training import segmenter as segmenter_module
 from diffv2ir.training.autoencoder import (
@@ -153,7 +154,7 @@ def test_captions_of_unseen_scenes_are_by_models_that_have_not_seen_them(example
 
     run = captioner_module._train
     monkeypatch.setattr(captioner_module, "_train", recording)
-    monkeypatch.setattr(captioner_module, "caption_images", lambda model, _, images: [names[model]] * len(images))
+    monkeypatch.setattr(cache_module, "caption_images", lambda model, _, images: [names[model]] * len(images))
     names = collections.defaultdict(lambda: f"fold{len(names)}")  # in the order of their use
     options = COMPONENTS["captioner"].options | {"folds": 2}
     config = CaptionerConfig(loop=loop(4), **options)

@@ -24,9 +24,10 @@ from diffv2ir.training.sharding import shard
 
 TESTS = Path(__file__).parent
 CLOSE = dict(rtol=1e-4, atol=1e-5)
+# Adam divides by the gradient's size. With this seed none is rounding alone, which would make a step of rounding.
 PHASE = """
 phase: "2"
-loop: {steps: 2, batch_size: 4, micro_batch_size: 1, warmup_steps: 1, ema_decay: 0.5, max_grad_norm: 1.0e+9}
+loop: {seed: 1, steps: 2, batch_size: 4, micro_batch_size: 1, warmup_steps: 1, ema_decay: 0.5, max_grad_norm: 1.0e+9}
 view: {resize: 18, crop: 16, variants: 1}
 validation_fraction: 0.0
 """
@@ -37,7 +38,7 @@ lora: {rank: 2, alpha: 2, targets: [to_q, conv1]}
 gradient_checkpointing: true
 map_style: regions
 """
-SHARED = PHASE.replace("{steps", "{shard: true, steps")
+SHARED = PHASE.replace("{seed", "{shard: true, seed")
 PHASES = {
     "copied": PHASE,
     "shared": SHARED,
@@ -106,12 +107,8 @@ def test_two_processes_train_a_unet_as_one_does(folder, name, tmp_path):
     file = f"styles/dusk/{bundle.ADAPTER}" if config.lora else WEIGHTS
     own, of_two = (load_file(result / file) for result in (alone, folder / "runs" / name / "result"))
     assert own.keys() == of_two.keys()
-    strays = 0
     for key, value in own.items():
-        # Adam divides by the gradient's size: where that is rounding alone, so is the step, of up to the learning rate.
-        torch.testing.assert_close(of_two[key], value, rtol=0, atol=2 * config.loop.steps * config.loop.learning_rate)
-        strays += int((~torch.isclose(of_two[key], value, **CLOSE)).sum())
-    assert strays <= 1e-5 * sum(value.numel() for value in own.values())
+        torch.testing.assert_close(of_two[key], value, **CLOSE)
     if config.lora:
         assert any(value.abs().max() > 0 for key, value in own.items() if "lora_B" in key)  # zero before the training
     else:

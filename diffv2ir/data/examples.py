@@ -187,8 +187,9 @@ def split_validation(examples: Sequence[Example], fraction: float = 0.1) -> tupl
     held_out = {scene for scene in scenes if place[scene] < fraction}
     if fraction:
         for source in {source for source, _ in scenes} - {source for source, _ in held_out}:
-            first = min((scene for scene in scenes if scene[0] == source), key=place.__getitem__)
-            if scenes[first] <= _LARGEST_SHARE * sum(n for scene, n in scenes.items() if scene[0] == source):
+            own = {scene: count for scene, count in scenes.items() if scene[0] == source}
+            first = min(own, key=place.__getitem__)
+            if own[first] <= _LARGEST_SHARE * sum(own.values()):
                 held_out.add(first)
     train = [example for example in examples if (example.source, example.scene) not in held_out]
     return train, [example for example in examples if (example.source, example.scene) in held_out]

@@ -18,15 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from diffv2ir.data import Example
 from diffv2ir.files import write_atomically, write_file_atomically
-from diffv2ir.training.cache import file_hash
+from diffv2ir.training.cache import CaptionCache, file_hash
 from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
-from diffv2ir.vlum import caption_images
 
 logger = logging.getLogger(__name__)
 
@@ -162,10 +160,9 @@ def _caption_unseen(
     for number, fold in enumerate(folds):
         others = [example for other in folds if other is not fold for example in other]
         model = _train(others, output / f"fold{number}", replace(config, loop=loop), processor)
-        for start in tqdm(range(0, len(fold), 8), desc=f"captions of fold {number + 1}", mininterval=5):
-            batch = fold[start : start + 8]
-            texts = caption_images(model, processor, [load_rgb(example.visible) for example in batch])
-            captions.update(zip((file_hash(example.visible) for example in batch), texts, strict=True))
+        cache = CaptionCache(output / f"fold{number}", model, processor, always=True)
+        cache.fill(fold)
+        captions |= {file_hash(example.visible): cache.caption(example) for example in fold}
     return captions
 
 

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -242,12 +242,13 @@ def train_phase(
     held_out = [example for example in validation if config.fits(example)]
     optimizer_class(config.loop.optimizer)  # raises now, not after the caches are filled
     check_teacher(config, teacher, chosen)
+    unseen = json.loads(unseen_captions.read_text()) if unseen_captions and config.own_captions else {}
     parts, vlum = Parts.load(start, config.frozen), vlum or start
     check_start(config, start)
     unet = _initial_unet(config, parts)
     processes = process_state()
     with processes.main_process_first():  # the others find everything made
-        latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen_captions)
+        latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
 
@@ -368,7 +369,7 @@ def _fill_caches(
     cache: Path,
     vlum: Path,
     teacher: Path | None = None,
-    unseen_captions: Path | None = None,
+    unseen: Mapping[str, str] | None = None,
 ) -> tuple[LatentCache, CaptionCache]:
     """Make what is missing of captions, maps and latents; only what this phase reads.
 
@@ -389,7 +390,6 @@ def _fill_caches(
             .to(parts.vae.device)
         )
         processor = BlipProcessor.from_pretrained(vlum / "captioner_processor")
-        unseen = json.loads(unseen_captions.read_text()) if unseen_captions and config.own_captions else {}
         captions = CaptionCache(cache, captioner, processor, always=config.own_captions, unseen=unseen)
         captions.fill(examples)
         captioner.to("cpu")
