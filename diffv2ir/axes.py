@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from diffv2ir.settings import BRANCH_ORDERS, SAMPLERS, GenerationSettings
+from diffv2ir.settings import GenerationSettings
 
 AXES = {
     "visible_scale": "s_V",
@@ -20,6 +20,7 @@ AXES = {
     "sampler": "sampler",
     "branch_order": "order",
     "style": "style",
+    "band": "band",
     "seed": "seed",
     "caption": "caption",
     "map": "map",
@@ -109,8 +110,13 @@ def suggestion(name: str, settings: GenerationSettings, styles: Sequence[str] = 
 
 def _names(name: str, styles: Sequence[str]) -> Sequence[str] | None:
     """The names that an axis knows; empty for any name, None for an axis of numbers."""
-    known = {"sampler": SAMPLERS, "branch_order": BRANCH_ORDERS, "caption": (ON, OFF), "map": (ON, OFF)}
-    return styles if name == "style" else known.get(name)
+    if name == "style":
+        return styles
+    return (
+        (ON, OFF)
+        if name in ("caption", "map")
+        else GenerationSettings.__dataclass_fields__[name].metadata.get("choices")
+    )
 
 
 def _help(name: str, styles: Sequence[str]) -> str:

@@ -64,7 +64,7 @@ def set_interval(distance: Callable[[np.ndarray], float], count: int, value: flo
     drawn = drawn[~np.isnan(drawn)]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn - drawn.mean(), [tail, 1 - tail]) + value
-    return float(low), float(high)
+    return min(float(low), value), max(float(high), value)  # equal distances: what is left is rounding
 
 
 def compare(first: Sequence[float], second: Sequence[float], larger_is_better: bool = True) -> Comparison:

@@ -14,6 +14,7 @@ from typing import Any
 
 from diffv2ir.schedule import check_schedule
 from diffv2ir.settings import GENERAL_STYLE, MAP_STYLES, GenerationSettings
+from diffv2ir.vlum.prompt import BANDS
 
 TINY = "tiny"
 INDEX = "model_index.json"
@@ -244,6 +245,9 @@ def _default_problems(folder: Path, index: dict[str, Any]) -> list[str]:
     for style in styles:
         if style != GENERAL_STYLE and not (folder / STYLES / str(style) / ADAPTER).is_file():
             problems.append(f"style {style!r}: {STYLES}/{style}/{ADAPTER} is missing")
+    for style, band in (index.get("bands") or {}).items():
+        if band not in BANDS:
+            problems.append(f"bands: that of style {style!r} must be one of {', '.join(BANDS)}, got {band!r}")
     try:
         defaults = GenerationSettings.from_dict(index.get("defaults") or {})
     except (ValueError, TypeError) as error:

@@ -8,8 +8,9 @@ ones.
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from diffv2ir.data import Example
 from diffv2ir.imaging import open_image
 from diffv2ir.scores import EVALUATION_SIZE, OVERALL, PROTOCOL, Report, Score, score, score_methods
-from diffv2ir.settings import MAX_SEED, GenerationSettings
+from diffv2ir.settings import MAX_SEED, STYLE_BAND, GenerationSettings
+from diffv2ir.vlum.prompt import BANDS
 
 if TYPE_CHECKING:
     from diffv2ir.pipeline import DiffV2IRPipeline
@@ -86,6 +88,8 @@ def translate_examples(
 ) -> list[Translation]:
     """Translate the visible image of each example. `progress(done, total)` is called after each batch.
 
+    Where the settings leave the band open, each is asked for in the band of its real picture.
+
     Args:
         without: "caption" and "map" are switched off when named here.
 
@@ -96,13 +100,13 @@ def translate_examples(
         if example.visible is None or example.infrared is None:
             raise ValueError(f"{example.id}: an evaluation needs a visible and an infrared image")
     translations: list[Translation] = []
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
+    for batch, band in _batches(examples, batch_size):
+        wanted = settings.replace(band=band) if settings.band == STYLE_BAND else settings
         visible = [central_square(open_image(example.visible)) for example in batch]
         off = {"caption": "" if "caption" in without else None, "segmentation": False if "map" in without else None}
-        conditionings = [pipe.prepare(image, **settings.preparation, **off) for image in visible]
+        conditionings = [pipe.prepare(image, **wanted.preparation, **off) for image in visible]
         seeds = [example_seed(example, settings.seed or 0) for example in batch]
-        outputs = pipe.generate_batch(conditionings, settings, seeds=seeds)
+        outputs = pipe.generate_batch(conditionings, wanted, seeds=seeds)
         for example, image, output in zip(batch, visible, outputs, strict=True):
             real = gray_square(example.infrared)
             drawn = output.segmentation or Image.new("RGB", image.size)
@@ -110,6 +114,14 @@ def translate_examples(
         if progress is not None:
             progress(len(translations), len(examples))
     return translations
+
+
+def _batches(examples: Sequence[Example], size: int) -> Iterator[tuple[list[Example], str]]:
+    """The examples in their order, at most `size` of one band together, and their band; "auto" where it is unknown."""
+    for band, run in itertools.groupby(examples, key=lambda example: example.band):
+        alike = list(run)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size], band if band in BANDS else STYLE_BAND
 
 
 def evaluate(

@@ -36,9 +36,10 @@ from diffv2ir.guidance import (
 )
 from diffv2ir.imaging import ImageSource
 from diffv2ir.metadata import Record, deep_gray, save_png
-from diffv2ir.settings import GENERAL_STYLE, MAX_SEED, GenerationSettings
+from diffv2ir.settings import GENERAL_STYLE, MAX_SEED, STYLE_BAND, GenerationSettings
 from diffv2ir.unet import load_lora, merge_lora_keeping_originals, restore_weights
 from diffv2ir.vlum import SamSegmenter, build_prompt, caption_images, segmentation_map
+from diffv2ir.vlum.prompt import BANDS
 
 # A segmentation map is drawn at the photo's size, up to this many pixels on the longer side.
 _LARGEST_MAP = 1024
@@ -55,6 +56,7 @@ class Conditioning:
         image: the photo, RGB, upright.
         caption: "" if the text condition is off.
         segmentation: the map, RGB, of the photo's aspect ratio; None if that condition is off.
+        prompt: the text that asks for the picture, in `band`; "" if the text condition is off.
         prompt_embeds, null_embeds: [1, L, D] of the prompt and of the empty text.
         visible_latents, segmentation_latents: [1, 4, h, w], unscaled encoder modes; zeros if the map is off.
         size: (width, height) of the photo, and of every result.
@@ -74,6 +76,7 @@ class Conditioning:
     size: tuple[int, int]
     resolution: int
     resolution_rule: str = "shorter"
+    band: str = BANDS[0]
     own_map: bool = False
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -143,6 +146,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         defaults: the bundle's `GenerationSettings`, as a dict.
         map_style: how segmentation maps are drawn, as in training ("union" or "regions").
         styles: "general" and the names of the adapters in `styles/`.
+        bands: style -> the band of `BANDS` that its prompts ask for; LWIR where not named.
         name: of the bundle.
     """
 
@@ -161,6 +165,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         defaults: dict | None = None,
         map_style: str = "union",
         styles: list | None = None,
+        bands: dict | None = None,
         name: str = "",
     ):
         super().__init__()
@@ -180,6 +185,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             defaults=GenerationSettings.from_dict(defaults or {}).to_dict(),
             map_style=map_style,
             styles=list(dict.fromkeys([GENERAL_STYLE, *(styles or [])])),
+            bands=dict(bands or {}),
             name=name,
         )
         self.folder: Path | None = None
@@ -234,6 +240,10 @@ class DiffV2IRPipeline(DiffusionPipeline):
     def styles(self) -> list[str]:
         """Names of the target styles; "general" comes first."""
         return list(self.config.styles)
+
+    def band(self, settings: GenerationSettings) -> str:
+        """The band that prompts ask for: the settings', or the style's."""
+        return self.config.bands.get(settings.style, BANDS[0]) if settings.band == STYLE_BAND else settings.band
 
     @property
     def style(self) -> str:
@@ -308,7 +318,8 @@ class DiffV2IRPipeline(DiffusionPipeline):
             caption = self._caption(photo, caption, settings.captioning == "sampled", caption_seed)
         with _timed(timings, "segmentation"):
             drawn = self._segmentation(photo, segmentation)
-        prompt = build_prompt(caption)
+        band = self.band(settings)
+        prompt = build_prompt(caption, band)
         with _timed(timings, "text"):
             if self._null_embeds is None:
                 self._null_embeds = self.encode_text("")
@@ -329,6 +340,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             size=photo.size,
             resolution=settings.resolution,
             resolution_rule=settings.resolution_rule,
+            band=band,
             own_map=segmentation is not None and segmentation is not False,
             timings=timings,
         )
@@ -428,7 +440,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
 
         Args:
             settings: None = the bundle's defaults. A resolution or rule other than the prepared one re-encodes photo
-                and map.
+                and map, another band the prompt.
             callback: called after each step as callback(step, total, estimate), step from 1; returning False cancels.
             gain: another picture's, so that equal levels stay equal; None = of this one.
         """
@@ -466,7 +478,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         seeds = _seeds(len(conditionings), settings, seeds)
         started = time.perf_counter()
         self.set_style(settings.style)
-        conditionings = [self._at_resolution(c, settings) for c in conditionings]
+        conditionings = [self._in_band(self._at_resolution(c, settings), settings) for c in conditionings]
         branches = [self._branches(c, settings) for c in conditionings]
         latents, steps_done = self._denoise(branches, settings, seeds, callback)
         synchronize(latents.device)
@@ -546,6 +558,14 @@ class DiffV2IRPipeline(DiffusionPipeline):
             return c
         visible, segmentation = self._encode_both(c.image, c.segmentation, settings)
         return dataclasses.replace(c, visible_latents=visible, segmentation_latents=segmentation, **wanted)
+
+    def _in_band(self, c: Conditioning, settings: GenerationSettings) -> Conditioning:
+        """The conditioning with a prompt that asks for the settings' band."""
+        band = self.band(settings)
+        if not c.prompt or band == c.band:
+            return c
+        prompt = build_prompt(c.caption, band)
+        return dataclasses.replace(c, prompt=prompt, prompt_embeds=self.encode_text(prompt), band=band)
 
     def _branches(self, c: Conditioning, settings: GenerationSettings) -> list[Branch]:
         device, dtype, order = self.compute_device, self.unet.dtype, settings.branch_order

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from diffv2ir.vlum.prompt import BANDS
+
 SAMPLERS = ("euler_ancestral", "dpmpp_2m", "unipc", "ddim")
 MAP_STYLES = ("union", "regions")
 BRANCH_ORDERS = ("vst", "svt")
@@ -17,6 +19,7 @@ RESOLUTION_RULES = ("shorter", "longer")
 CAPTIONINGS = ("greedy", "sampled")
 MAX_SEED = 2**31 - 1
 GENERAL_STYLE = "general"
+STYLE_BAND = "auto"
 
 _STYLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -75,6 +78,12 @@ class GenerationSettings:
         minimum=0.0, maximum=1.0, limit=1.0, step=0.05,
     )  # fmt: skip
     style: str = _setting(GENERAL_STYLE, "Style", "Target style of the bundle; 'general' is the model without adapter.")
+    band: str = _setting(
+        STYLE_BAND, "Band",
+        "What the prompt asks for. LWIR: heat, as thermal cameras see it; NIR: light just beyond red, in which leaves "
+        "are bright; auto: that of the style, LWIR for most.",
+        choices=(STYLE_BAND, *BANDS),
+    )  # fmt: skip
     branch_order: str = _setting(
         "vst", "Order of the conditions",
         "vst: photo, map, text (Eq. 2 of the paper); svt: the map first, as the paper's released code does, so that "

@@ -65,6 +65,12 @@ COMPONENTS = {
         dict(hidden_size=16, vision_layers=1, text_layers=1, heads=2, image_size=32),
         ["captioner", "captioner_processor"],
     ),
+    "captioner that learns to see": Component(
+        train_captioner,
+        CaptionerConfig,
+        dict(hidden_size=16, vision_layers=1, text_layers=1, heads=2, image_size=32, seeing=1.0),
+        ["captioner", "captioner_processor"],
+    ),
     "segmenter": Component(
         train_segmenter, SegmenterConfig, dict(model=SMALL_SAM, regions=(12, 6, 3), points_per_image=3),
         ["segmenter"],
@@ -143,6 +149,17 @@ def test_captioner_and_processor_load_and_speak(examples, tmp_path):
     images = [draw_scene(0)[0]]
     (caption,) = caption_images(model, processor, images)
     assert caption_images(model, processor, images) == [caption] and "[" not in caption
+
+
+def test_the_vision_tower_learns_what_the_imagenet_network_sees(examples, tmp_path):
+    name = "captioner that learns to see"
+    folder = train(name, examples, tmp_path, 30)
+    seeing = [entry["seeing"] for entry in json.loads((tmp_path / "history.json").read_text())["history"]]
+    assert np.mean(seeing[-4:]) < 0.8 * np.mean(seeing[:4])
+    plain = weights(train("captioner", examples, tmp_path / "plain", 1))
+    assert weights(folder).keys() == plain.keys()  # the head stays behind
+    with pytest.raises(ValueError, match="seeing must be at least 0, got -1"):
+        CaptionerConfig(loop=loop(1), seeing=-1)
 
 
 def test_captions_of_unseen_scenes_are_by_models_that_have_not_seen_them(examples, tmp_path, monkeypatch):

@@ -65,6 +65,23 @@ def test_batch_size_changes_nothing(pipe, examples, translations):
         assert np.array_equal(np.asarray(one.infrared), np.asarray(other.infrared))
 
 
+def test_each_is_asked_for_in_the_band_of_its_camera(pipe, examples, monkeypatch):
+    asked = []
+    generate = pipe.generate_batch
+
+    def noted(conditionings, settings, **options):
+        asked.append((len(conditionings), pipe.band(settings)))
+        return generate(conditionings, settings, **options)
+
+    monkeypatch.setattr(pipe, "generate_batch", noted)
+    near = [dataclasses.replace(examples[0], band="NIR"), dataclasses.replace(examples[1], band="MWIR"), examples[2]]
+    assert [translation.example for translation in translate_examples(pipe, near, SETTINGS)] == near
+    assert asked == [(1, "NIR"), (1, "LWIR"), (1, "LWIR")]
+    asked.clear()
+    translate_examples(pipe, near, SETTINGS.replace(band="LWIR"))
+    assert {band for _, band in asked} == {"LWIR"}
+
+
 def test_an_example_scores_the_same_among_others(pipe, examples, translations):
     (alone,) = translate_examples(pipe, examples[2:], SETTINGS)
     assert np.array_equal(np.asarray(alone.infrared), np.asarray(translations[2].infrared))

@@ -1,6 +1,7 @@
 """From photo to infrared picture, with every component real and tiny."""
 
 import dataclasses
+import zlib
 
 import numpy as np
 import pytest
@@ -59,6 +60,33 @@ def test_prepare_asks_each_component_and_generate_none(pipe, photo, calls):
     assert calls == {"caption": 1, "segmentation": 1, "encode": 2, "text": 1}
     pipe.generate(prepared, QUICK.replace(resolution=96))  # only the latents change
     assert calls == {"caption": 1, "segmentation": 1, "encode": 4, "text": 1}
+
+
+def test_another_band_costs_a_prompt_and_is_the_same_as_if_prepared_for_it(pipe, photo, calls, monkeypatch):
+    asked = []
+
+    def encode(text):  # the tiny text encoder reads the first words alone
+        asked.append(text)
+        return torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())))
+
+    def picture(conditioning, **changes):
+        return pipe.generate(conditioning, QUICK.replace(text_scale=3, **changes)).image.tobytes()
+
+    monkeypatch.setattr(pipe, "encode_text", encode)
+    prepared = pipe.prepare(photo, caption="a tree")
+    thermal = picture(prepared)
+    calls.update(dict.fromkeys(calls, 0))
+    asked.clear()
+    near = picture(prepared, band="NIR")
+    assert asked == ["turn the visible image of a tree into near infrared"] and not any(calls.values())
+    assert near != thermal == picture(prepared, band="LWIR")
+    assert picture(dataclasses.replace(prepared, prompt_embeds=encode(asked[0]))) == near
+    # The style's own band, where the settings say none; and no text, no band.
+    monkeypatch.setitem(pipe.config.bands, "night", "NIR")
+    styled = picture(prepared, style="night")
+    assert styled == picture(prepared, style="night", band="NIR") != picture(prepared, style="night", band="LWIR")
+    silent = pipe.prepare(photo, caption="")
+    assert picture(silent) == picture(silent, band="NIR")
 
 
 def test_prepared_values(pipe, photo):

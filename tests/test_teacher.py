@@ -1,6 +1,7 @@
 """The teacher of phase 2: its pictures, its training, and what they change in the latents."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +12,33 @@ from make_data import draw_scene, make_manifest_dataset, make_start_folder
 from PIL import Image
 
 from diffv2ir.data import DataError, read_examples
-from diffv2ir.pipeline import latent_stride
+from diffv2ir.pipeline import DiffV2IRPipeline, latent_stride
 from diffv2ir.training import loop as loop_module
-from diffv2ir.training.cache import LatentCache, Mixer, PictureFolder, ViewConfig, Views, encode_mode, file_hash
+from diffv2ir.training.cache import (
+    LatentCache,
+    Mixer,
+    PictureFolder,
+    Taught,
+    ViewConfig,
+    Views,
+    encode_mode,
+    file_hash,
+)
+from diffv2ir.training.diffusion import PromptEncoder
 from diffv2ir.training.images import to_tensor
 from diffv2ir.training.loop import LoopConfig, TrainingError
-from diffv2ir.training.phases import PhaseConfig, train_phase
-from diffv2ir.training.teacher import PictureDecoder, Teacher, TeacherConfig, load_network, predict, train_teacher
+from diffv2ir.training.pack import pack_bundle
+from diffv2ir.training.phases import LoraSettings, PhaseConfig, check_teacher, train_phase
+from diffv2ir.training.teacher import (
+    PictureDecoder,
+    Teacher,
+    TeacherConfig,
+    load_network,
+    predict,
+    teacher_bands,
+    train_teacher,
+)
+from diffv2ir.vlum.prompt import BANDS
 
 LOOP = LoopConfig(steps=2, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5)
 CONFIG = TeacherConfig(LOOP, ViewConfig(resize=72, crop=64, variants=2), width=16)
@@ -36,27 +57,69 @@ def taught(examples, tmp_path_factory):
 
 @pytest.fixture
 def drawn(examples, tmp_path):
-    """A teacher's folder without a teacher."""
+    """A teacher's pictures, in both bands, without a teacher."""
     pictures = PictureFolder(tmp_path / "pictures")
     for number, example in enumerate(examples):
-        if example.visible:
-            pictures.path(example).parent.mkdir(parents=True, exist_ok=True)
-            draw_scene(100 + number)[1].save(pictures.path(example))
+        for offset, band in enumerate(BANDS):
+            if example.visible:
+                path = pictures.path(example, band)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draw_scene(100 * (1 + offset) + number)[1].save(path)
     return pictures
+
+
+@pytest.fixture(scope="module")
+def two_bands(examples):
+    """The same scenes; what was seen of the odd ones was near infrared, the opposite of what thermal cameras see."""
+    return [replace(example, band="NIR" if example.source == "odd" else "LWIR") for example in examples]
 
 
 def test_every_photo_has_a_gray_picture_of_its_size(examples, taught):
     pairs = [example for example in examples if example.kind == "pairs"]
     assert len(list(taught.folder.rglob("*.png"))) == len(pairs)
     for example in pairs:
-        with Image.open(taught.path(example)) as picture, Image.open(example.visible) as photo:
+        with Image.open(taught.path(example, "LWIR")) as picture, Image.open(example.visible) as photo:
             assert (picture.mode, picture.size) == ("L", photo.size)
+
+
+def test_one_teacher_has_a_picture_of_every_photo_in_each_band(two_bands, tmp_path):
+    """Near infrared is the photo itself here, thermal its inverse: the one network answers as it is asked."""
+    odd = [replace(e, infrared=e.visible) if e.band == "NIR" and e.visible else e for e in two_bands]
+    loop = replace(LOOP, steps=120, batch_size=6, learning_rate=1e-2, warmup_steps=5)
+    pictures = PictureFolder(train_teacher(odd, tmp_path, replace(CONFIG, loop=loop, dropout=0.0)))
+    assert teacher_bands(tmp_path) == BANDS == ("LWIR", "NIR")
+    for example in (e for e in odd if e.visible):
+        thermal, near = (np.asarray(Image.open(pictures.path(example, band)), dtype=float) for band in BANDS)
+        photo = np.asarray(Image.open(example.visible).convert("L"), dtype=float)
+        seen_near, seen_thermal = (np.corrcoef(seen.ravel(), photo.ravel())[0, 1] for seen in (near, thermal))
+        assert seen_near > 0.3 and seen_thermal < -0.3
+        assert Teacher(tmp_path).picture(Image.open(example.visible).convert("RGB"), "NIR").size == near.shape[::-1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_some_views_are_of_the_teachers_other_band(two_bands, drawn, tmp_path, share):
+    view, vae = ViewConfig(resize=20, crop=16, variants=40, flip=False), make_vae().eval()
+    for example in two_bands[:2]:
+        other = next(band for band in BANDS if band != example.band)
+        cache = LatentCache(tmp_path, vae, view, None, 0, Taught(drawn, 0.5, BANDS, share))
+        bands = [cache.band(example, epoch) for epoch in range(80)]
+        assert bands[:40] == bands[40:] and abs(bands.count(other) / 80 - share) < 0.2
+        assert len(set(bands)) == (1 if share in (0, 1) else 2)
+        # The target of such a view is the teacher's picture alone, whatever the share of its pictures is else.
+        cache.fill([example])
+        alone = LatentCache(tmp_path, vae, view, None, 0, Taught(drawn, 1.0, BANDS, 0.0))
+        alone.fill([replace(example, band=other)])
+        for epoch in (e for e in range(40) if bands[e] == other):
+            assert torch.equal(
+                cache.load(example, epoch)["infrared"], alone.load(replace(example, band=other), epoch)["infrared"]
+            )
+    assert LatentCache(tmp_path, vae, view, None).band(two_bands[1], 0) == "NIR"
 
 
 def test_a_finished_teacher_is_not_trained_again_and_a_lost_picture_is_made_again(examples, taught, monkeypatch):
     trained, run = [], loop_module.Loop.run
     monkeypatch.setattr(loop_module.Loop, "run", lambda self: trained.append(self.name) or run(self))
-    lost = taught.path(examples[0])
+    lost = taught.path(examples[0], "LWIR")
     before = lost.read_bytes()
     lost.unlink()
     train_teacher(examples, taught.folder.parent, replace(CONFIG, members=2))
@@ -82,7 +145,7 @@ def test_it_learns(examples, tmp_path):
 def test_decoder_and_picture_for_any_size(size):
     decoder = PictureDecoder(16, 0.2).eval()
     photo, _ = draw_scene(3, size)
-    picture = predict([decoder], load_network(), photo, 64)
+    [picture] = predict([decoder], load_network(), photo, 64)
     assert (picture.mode, picture.size) == ("L", size)
     maps = [
         torch.randn(2, channels, 16 // 2**level, 12 // 2**level) for level, channels in enumerate((24, 40, 112, 320))
@@ -95,7 +158,7 @@ def test_the_picture_of_a_mirror_image_is_the_mirror_image_of_the_picture():
     decoders = [PictureDecoder(16, 0.2).eval() for _ in range(2)]
     photo, _ = draw_scene(5, (96, 64))
     mirror = Image.Transpose.FLIP_LEFT_RIGHT
-    one, other = (
+    [one], [other] = (
         predict(decoders, load_network(), photo, 64),
         predict(decoders, load_network(), photo.transpose(mirror), 64),
     )
@@ -112,12 +175,12 @@ def test_share_of_the_teacher_in_the_target(examples, drawn, tmp_path):
         cache.fill([example])
         return cache.load(example, 0)
 
-    plain, whole, half = infrared(), infrared((drawn, 1.0)), infrared((drawn, 0.5))
+    plain, whole, half = infrared(), infrared(Taught(drawn, 1.0)), infrared(Taught(drawn, 0.5))
     assert torch.equal(plain["visible"], whole["visible"])
     assert not torch.equal(plain["infrared"], half["infrared"])
     stride = latent_stride(vae)
     views, side = Views(view, 0, stride), 64 // stride
-    roles = {"infrared": example.infrared, "teacher": drawn.path(example)}
+    roles = {"infrared": example.infrared, "teacher": drawn.path(example, "LWIR")}
     cut = views.cut(roles, example, 0)
     place = views.place(example, 0, tuple(length // stride - side for length in cut["teacher"].size[::-1]))
     for stored, picture in (
@@ -132,7 +195,7 @@ def test_the_teachers_picture_is_not_filtered_again(examples, drawn, tmp_path):
     vae, infrared = make_vae().eval(), []
     for radius in (0, 3):
         view = ViewConfig(resize=72, crop=64, variants=1, edge_radius=radius)
-        cache = LatentCache(tmp_path, vae, view, None, 0, (drawn, 1.0))
+        cache = LatentCache(tmp_path, vae, view, None, 0, Taught(drawn, 1.0))
         cache.fill(examples[:1])
         infrared.append(cache.load(examples[0], 0)["infrared"])
     assert torch.equal(*infrared)
@@ -142,9 +205,11 @@ def test_a_finished_teacher_can_be_asked_about_any_photo(taught, tmp_path):
     photo, _ = draw_scene(7, (80, 64))
     folder = taught.folder.parent
     teacher = Teacher(folder)
-    picture = teacher.picture(photo)
+    picture = teacher.picture(photo, "LWIR")
     assert (picture.mode, picture.size) == ("L", photo.size)
-    assert picture.tobytes() == Teacher(folder).picture(photo).tobytes() and teacher.hash == Teacher(folder).hash
+    assert (
+        picture.tobytes() == Teacher(folder).picture(photo, "LWIR").tobytes() and teacher.hash == Teacher(folder).hash
+    )
     with pytest.raises(TrainingError, match="holds no finished teacher: python -m train.teacher"):
         Teacher(tmp_path)
 
@@ -156,7 +221,9 @@ def make_views(seed, size=(40, 32)):
     return {"visible": photo, "infrared": infrared.convert("RGB"), "segmentation": plan}
 
 
-def negative(photo):
+def negative(photo, band):
+    if band == "NIR":
+        return photo.convert("L")
     return Image.eval(photo.convert("L"), lambda level: 255 - level)
 
 
@@ -165,11 +232,14 @@ def test_a_mixed_view_is_made_of_both_and_its_target_is_the_teachers(examples, s
     mixer = Mixer(negative, "negative", 1.0, examples[:2])
     views, others = make_views(11), make_views(12, (64, 32))
     kept = {role: view.tobytes() for role, view in views.items()}
-    mixed = mixer.mix(views, others, torch.Generator().manual_seed(seed))
-    again = mixer.mix(views, others, torch.Generator().manual_seed(seed))
+    mixed = mixer.mix(views, others, "LWIR", torch.Generator().manual_seed(seed))
+    again = mixer.mix(views, others, "LWIR", torch.Generator().manual_seed(seed))
     assert all(view.size == (40, 32) and view.tobytes() == again[role].tobytes() for role, view in mixed.items())
     assert {role: view.tobytes() for role, view in views.items()} == kept
-    assert mixed["infrared"].convert("L").tobytes() == negative(mixed["visible"]).tobytes()
+    assert mixed["infrared"].convert("L").tobytes() == negative(mixed["visible"], "LWIR").tobytes()
+    near = mixer.mix(views, others, "NIR", torch.Generator().manual_seed(seed))
+    assert near["visible"].tobytes() == mixed["visible"].tobytes()
+    assert near["infrared"].convert("L").tobytes() == near["visible"].convert("L").tobytes()
     assert mixed["visible"].tobytes() != kept["visible"]
     colours = {colour for _, colour in mixed["segmentation"].getcolors()}
     assert colours <= {(11, 0, 0), (0, 11, 0), (12, 0, 0), (0, 12, 0)}
@@ -179,7 +249,7 @@ def test_both_ways_of_mixing_occur(examples):
     mixer, pasted = Mixer(negative, "negative", 1.0, examples[:2]), 0
     views, others = make_views(11), make_views(12)
     for seed in range(60):
-        mixed = mixer.mix(views, others, torch.Generator().manual_seed(seed))["visible"]
+        mixed = mixer.mix(views, others, "LWIR", torch.Generator().manual_seed(seed))["visible"]
         difference = np.abs(np.asarray(mixed, dtype=int) - np.asarray(views["visible"], dtype=int)).sum(-1)
         same = np.abs(np.asarray(mixed, dtype=int) - np.asarray(others["visible"], dtype=int)).sum(-1)
         pasted += bool(((difference == 0) | (same == 0)).all())
@@ -222,6 +292,30 @@ def test_latents_of_mixed_views_are_others_and_are_kept(examples, tmp_path):
     assert latents(Mixer(negative, "negative", 1.0, pairs[:2]))[1] == 12
 
 
+def test_the_prompt_says_the_band_of_the_target(two_bands, bundle_folder, tmp_path, monkeypatch):
+    """Both bands are asked for, each with the teacher's picture of it, and a style knows the band of its cameras."""
+    asked = []
+    encode = PromptEncoder.__call__
+    monkeypatch.setattr(PromptEncoder, "__call__", lambda self, prompts: asked.extend(prompts) or encode(self, prompts))
+    train_teacher(two_bands, tmp_path / "teacher", CONFIG)
+    loop = LoopConfig(steps=6, batch_size=4, learning_rate=1e-3, warmup_steps=1, ema_decay=0.5)
+    view = ViewConfig(resize=36, crop=32, variants=2)
+    config = PhaseConfig("2", loop, view=view, map_style="union", teacher_share=1.0, other_band=0.5, dropout=0.0)
+    start = make_start_folder(bundle_folder, tmp_path / "start")
+    options = {"cache": tmp_path / "cache", "vlum": bundle_folder, "teacher": tmp_path / "teacher"}
+    general = train_phase(config, two_bands, start, tmp_path / "two", **options)
+    assert {prompt.rsplit(" into ")[1] for prompt in asked} == {"infrared", "near infrared"}
+    assert json.loads((general / "model_index.json").read_text())["bands"] == {}
+    asked.clear()
+    style = replace(config, phase="3", style="near", sources=("odd",), lora=LoraSettings(2, 2), other_band=0.0)
+    near = train_phase(style, two_bands, general, tmp_path / "three", **options)
+    assert {prompt.rsplit(" into ")[1] for prompt in asked} == {"near infrared"}
+    assert json.loads((near / "model_index.json").read_text())["bands"] == {"near": "NIR"}
+    packed = pack_bundle(general, {"near": near}, tmp_path / "bundle", "both", {})
+    pipe = DiffV2IRPipeline.from_pretrained(packed)
+    assert [pipe.band(pipe.default_settings.replace(style=style)) for style in pipe.styles] == ["LWIR", "NIR"]
+
+
 def test_phase_2_with_a_teacher(examples, taught, bundle_folder, tmp_path):
     loop = LoopConfig(steps=1, batch_size=2, learning_rate=1e-3, warmup_steps=1, ema_decay=0.5)
     view = ViewConfig(resize=36, crop=32, variants=2)
@@ -251,8 +345,19 @@ def test_bad_shares_and_missing_pictures_are_named(examples, bundle_folder, tmp_
     with pytest.raises(ValueError, match="nowhere has no pictures/"):
         train(tmp_path / "nowhere")
     (tmp_path / "empty" / "pictures").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"7 of 7 photos have no picture in .*empty"):
+    with pytest.raises(TrainingError, match="empty holds no finished teacher"):
         train(tmp_path / "empty")
+    train_teacher(examples, tmp_path / "thermal", CONFIG)
+    shutil.rmtree(tmp_path / "thermal" / "pictures")
+    (tmp_path / "thermal" / "pictures").mkdir()
+    with pytest.raises(DataError, match=r"7 of 7 photos have no picture in .*thermal"):
+        train(tmp_path / "thermal")
+    with pytest.raises(DataError, match="thermal has seen no pairs of NIR"):
+        check_teacher(config, tmp_path / "thermal", [replace(examples[0], band="NIR")])
+    with pytest.raises(ValueError, match="other_band needs teacher_share"):
+        replace(config, teacher_share=0.0, other_band=0.2)
+    with pytest.raises(ValueError, match=r"other_band must lie in \[0, 1\], got 2"):
+        replace(config, other_band=2)
 
 
 def test_a_missing_network_is_explained(examples, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from diffv2ir.vlum import (
     segmentation_colour,
     segmentation_map,
 )
+from diffv2ir.vlum.prompt import known_band
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,12 @@ def test_no_image_has_no_caption(blip):
 
 def test_prompt_is_the_instruction_of_the_paper():
     assert build_prompt("a street at night") == "turn the visible image of a street at night into infrared"
+
+
+def test_prompt_says_the_band():
+    assert build_prompt("a tree", "NIR") == "turn the visible image of a tree into near infrared"
+    assert build_prompt("a tree", "LWIR") == build_prompt("a tree") and build_prompt(" ", "NIR") == ""
+    assert [known_band(band) for band in ("LWIR", "NIR", "MWIR", "")] == ["LWIR", "NIR", "LWIR", "LWIR"]
 
 
 def test_prompt_collapses_white_space():

@@ -32,6 +32,7 @@ from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter, to_tensor
 from diffv2ir.training.loop import mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
+from diffv2ir.vlum.prompt import BANDS, known_band
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 _FLAT = 2.5e-4
 
 # What random numbers are drawn for.
-_VIEW, _CROP, _MIX = 0, 1, 2
+_VIEW, _CROP, _MIX, _BAND = range(4)
 
 # Where a teacher's run holds its pictures.
 PICTURES = "pictures"
@@ -169,15 +170,31 @@ class MapCache:
 
 
 class PictureFolder:
-    """Pictures that a teacher predicted for photos: gray PNG files, each of its photo's size."""
+    """Pictures that a teacher predicted for photos, by band: gray PNG files, each of its photo's size."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def path(self, example: Example) -> Path:
+    def path(self, example: Example, band: str) -> Path:
         """Where the picture of an example lies, or will lie."""
         key = file_hash(example.visible)[:32]
-        return self.folder / key[:2] / f"{key}.png"
+        return self.folder / band / key[:2] / f"{key}.png"
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher's part in the targets.
+
+    Attributes:
+        pictures: what it sees in the photos. share: weight of its picture beside the real one, in (0, 1].
+        bands: those it knows. other_band: share of the views whose target is its picture of another band than the
+            camera's, without the real one.
+    """
+
+    pictures: PictureFolder
+    share: float
+    bands: tuple[str, ...] = BANDS[:1]
+    other_band: float = 0.0
 
 
 class Views:
@@ -231,14 +248,14 @@ class Mixer:
     what it learns of them is the teacher's function, not its answers to these photos (Beyer et al. 2022).
 
     Args:
-        picture: the teacher, RGB photo -> gray picture. key: what its answers depend on.
+        picture: the teacher, RGB photo and band -> gray picture. key: what its answers depend on.
         share: of the views that are mixed. partners: the other photo is one of theirs.
         weights: how often each of them is; None = all alike.
     """
 
     def __init__(
         self,
-        picture: Callable[[Image.Image], Image.Image],
+        picture: Callable[[Image.Image, str], Image.Image],
         key,
         share: float,
         partners: Sequence[Example],
@@ -257,7 +274,7 @@ class Mixer:
         return self.partners[int(torch.searchsorted(self._cumulative, place, right=True))]
 
     def mix(
-        self, views: dict[str, Image.Image], others: dict[str, Image.Image], generator: torch.Generator
+        self, views: dict[str, Image.Image], others: dict[str, Image.Image], band: str, generator: torch.Generator
     ) -> dict[str, Image.Image]:
         """Views of one example with a part of another's; "infrared" is what the teacher sees in the mixed photo.
 
@@ -278,7 +295,7 @@ class Mixer:
         else:
             mixed["visible"] = Image.blend(views["visible"], others["visible"], weight)
             mixed |= {role: others[role] for role in roles if role != "visible" and weight > 0.5}
-        mixed["infrared"] = self.picture(mixed["visible"]).convert("RGB")
+        mixed["infrared"] = self.picture(mixed["visible"], band).convert("RGB")
         return mixed
 
 
@@ -290,8 +307,8 @@ def _resampling(role: str) -> Image.Resampling:
 class LatentCache:
     """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled.
 
-    With a teacher, (its pictures, a share in (0, 1]), the infrared picture is a mean of the real one and the teacher's,
-    which weighs that share. With a mixer, some views are made of two photos.
+    With a teacher, the infrared picture is a mean of the real one and the teacher's, or, in some views, the teacher's
+    of another band. With a mixer, some views are made of two photos.
 
     Raises:
         ValueError: the crop is not a whole number of latents.
@@ -304,7 +321,7 @@ class LatentCache:
         view: ViewConfig,
         maps: MapCache | None,
         seed: int = 0,
-        teacher: tuple[PictureFolder, float] | None = None,
+        teacher: Taught | None = None,
         mixer: Mixer | None = None,
     ):
         self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
@@ -322,19 +339,29 @@ class LatentCache:
             paths["segmentation"] = self.maps.path(example)
         return {role: path for role, path in paths.items() if path}
 
+    def band(self, example: Example, epoch: int) -> str:
+        """The band of the infrared picture in the view that belongs to `epoch`: the camera's, or another."""
+        own = known_band(example.band)
+        others = [band for band in self._teacher.bands if band != own] if self._teacher else []
+        generator = self._cutter.generator(example, epoch % self.view.variants, _BAND)
+        if not others or float(torch.rand((), generator=generator)) >= self._teacher.other_band:
+            return own
+        return others[random_integer(len(others) - 1, generator)]
+
     def _cut(self, example: Example, variant: int) -> dict[str, Image.Image]:
-        roles = self.roles(example)
+        roles, band = self.roles(example), self.band(example, variant)
         views = self._cutter.cut(roles, example, variant)
         if self._teacher is not None:
             # Cut like the others. It has the photo's edges already.
-            pictures, share = self._teacher
-            taught = self._cutter.cut({"teacher": pictures.path(example)}, example, variant)["teacher"]
+            share = self._teacher.share if band == known_band(example.band) else 1.0
+            picture = self._teacher.pictures.path(example, band)
+            taught = self._cutter.cut({"teacher": picture}, example, variant)["teacher"]
             views["infrared"] = Image.blend(views["infrared"], taught, share)
         if self._mixer is not None:
             generator = self._cutter.generator(example, variant, _MIX)
             if (partner := self._mixer.partner(generator)) is not None:
                 others = {role: path for role, path in self.roles(partner).items() if role != "infrared"}
-                views = self._mixer.mix(views, self._cutter.cut(others, partner, variant), generator)
+                views = self._mixer.mix(views, self._cutter.cut(others, partner, variant), band, generator)
         return views
 
     def fill(self, examples: Sequence[Example], batch_size: int = 8) -> None:
@@ -378,8 +405,9 @@ class LatentCache:
         if "segmentation" in (roles := self.roles(example)):  # the name of a map of ours is its content's key
             given = example.segmentation
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
-        taught = (file_hash(self._teacher[0].path(example)), self._teacher[1]) if self._teacher else ()
-        mixed = (self._mixer.key,) if self._mixer else ()
+        band = self.band(example, variant)
+        taught = (file_hash(self._teacher.pictures.path(example, band)), self._teacher.share) if self._teacher else ()
+        mixed = (self._mixer.key, band) if self._mixer else ()
         view = asdict(self.view) | {"variants": None}
         key = _key(hashes, self._vae_hash, view, variant, self.seed, *taught, *mixed)
         return self.folder / key[:2] / f"{key}.safetensors"

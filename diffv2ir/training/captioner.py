@@ -1,7 +1,8 @@
 """The tiny BLIP: real classes at 128 px, trained on visible images and captions from scratch.
 
 A few hundred captions do not teach prose: trained on them as they are, BLIP recites the ones it remembers. It learns
-their plain form instead, which names what is in the picture, always in the same order, and when it was taken.
+their plain form instead, which names what is in the picture, always in the same order, and when it was taken. Nor do
+they teach to see: the vision tower may learn to predict what a network that knows ImageNet sees in the same photos.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from diffv2ir.data import Example
+from diffv2ir.efficientnet import EfficientNetLite0, network_pixels
 from diffv2ir.files import write_atomically, write_file_atomically
 from diffv2ir.training.cache import CaptionCache, file_hash
 from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
+from diffv2ir.training.teacher import load_network
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,9 @@ class CaptionerConfig:
     `jitter` is how far the exposure of the photos varies, as in `ViewConfig`. `folds`: so many more models are trained,
     each on the scenes of the other folds alone; 0 = none. A model knows the scenes it was trained on better than new
     ones: who learns from its captions of them trusts them too much (stacking, Wolpert 1992).
+
+    `seeing` is the weight, beside the loss of the captions, of how far the vision tower is from the features of
+    EfficientNet-Lite0 (Romero et al. 2015), the mean of the squares of their standardised difference; 0 = not learnt.
     """
 
     loop: LoopConfig
@@ -71,10 +78,13 @@ class CaptionerConfig:
     dropout: float = 0.1
     jitter: float = 0.0
     folds: int = 0
+    seeing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds must be 0 or at least 2, got {self.folds}")
+        if self.seeing < 0:
+            raise ValueError(f"seeing must be at least 0, got {self.seeing}")
 
 
 def build_processor(captions: Iterable[str], image_size: int) -> BlipProcessor:
@@ -173,14 +183,61 @@ def _folds(examples: Sequence[Example], count: int) -> list[list[Example]]:
     return [[e for e in examples if fold[e.source, e.scene] == number] for number in range(count)]
 
 
+class CaptionObjective(nn.Module):
+    """BLIP, and a head that reads from its vision tower what an ImageNet network sees in the same photos.
+
+    Args:
+        network: None = there is no head. photos: what its features are standardised over.
+    """
+
+    def __init__(
+        self, blip: BlipForConditionalGeneration, network: EfficientNetLite0 | None, photos: Sequence[Image.Image]
+    ):
+        super().__init__()
+        self.blip = blip
+        self._network = (network,)  # in a tuple: not a part of this module
+        if network is None:
+            return
+        seen = torch.cat([self._look([photo]).mean((2, 3)) for photo in photos])  # [N, 320]
+        self.head = nn.Linear(blip.config.vision_config.hidden_size, seen.shape[1])
+        self.register_buffer("mean", seen.mean(0)[:, None, None])
+        self.register_buffer("deviation", seen.std(0)[:, None, None].clamp(min=1e-3))
+
+    @property
+    def sees(self) -> bool:
+        """Whether there is a head."""
+        return self._network[0] is not None
+
+    def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (N, 3, s, s), tokens, mask and labels (N, L) -> loss of the captions, features (N, 320, h, w)."""
+        output = self.blip(pixel_values=pixels, input_ids=tokens, attention_mask=mask, labels=labels)
+        if not self.sees:
+            return output.loss, None
+        patches = output.last_hidden_state[:, 1:]  # [N, h * w, C]
+        side = round(patches.shape[1] ** 0.5)
+        return output.loss, self.head(patches).transpose(1, 2).unflatten(2, (side, side))
+
+    def distance(self, predicted: Tensor, photos: Sequence[Image.Image]) -> Tensor:
+        """Mean squared difference of predicted features to those of the N square photos."""
+        wanted = (self._look(photos).to(predicted.device) - self.mean) / self.deviation
+        return F.mse_loss(F.adaptive_avg_pool2d(predicted, wanted.shape[-2:]), wanted)
+
+    @torch.no_grad()
+    def _look(self, photos: Sequence[Image.Image]) -> Tensor:
+        """What the network sees in photos of one size: its last map, (N, 320, H / 32, W / 32)."""
+        return self._network[0].maps(torch.stack([network_pixels(photo) for photo in photos]))[-1]
+
+
 def _train(
     examples: Sequence[Example], output: Path, config: CaptionerConfig, processor: BlipProcessor
 ) -> BlipForConditionalGeneration:
     """A captioner, trained on `examples` in the run folder `output`."""
     torch.manual_seed(config.loop.seed)
-    model = build_captioner(config, processor)
+    blip = build_captioner(config, processor)
     captions = [plain_caption(example.caption) for example in examples]
     pictures = [np.asarray(resize_shorter(load_rgb(e.visible), config.image_size + 32)) for e in examples]
+    network = load_network() if config.seeing else None
+    objective = CaptionObjective(blip, network, [Image.fromarray(picture) for picture in pictures])
     tokenizer = processor.tokenizer
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
@@ -191,20 +248,22 @@ def _train(
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(device)
         tokens.input_ids[:, 0] = tokenizer.bos_token_id  # [DEC] begins a caption, as in BLIP
         labels = tokens.input_ids.masked_fill(tokens.attention_mask == 0, -100)
-        output = model(
-            pixel_values=pixels, input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, labels=labels
-        )
-        return {"loss": output.loss}
+        captioning, seen = model(pixels, tokens.input_ids, tokens.attention_mask, labels)
+        if seen is None:
+            return {"loss": captioning}
+        side = (config.image_size, config.image_size)
+        seeing = objective.distance(seen, [image.resize(side, Image.Resampling.BICUBIC) for image in images])
+        return {"loss": captioning + config.seeing * seeing, "captioning": captioning, "seeing": seeing}
 
     def save(folder: Path, model: nn.Module) -> None:
-        model.save_pretrained(folder / "captioner")
+        model.blip.save_pretrained(folder / "captioner")
         processor.save_pretrained(folder / "captioner_processor")
 
     loop = Loop(
-        config.loop, output, model, loss, len(examples), save=save, name="captioner",
+        config.loop, output, objective, loss, len(examples), save=save, name="captioner",
         weights=[1.0 if e.kind == "pairs" else config.crops_weight for e in examples],
     )  # fmt: skip
-    trained = loop.run().eval()
+    trained = loop.run().blip.eval()
     (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
     return trained
 

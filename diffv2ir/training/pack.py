@@ -48,6 +48,8 @@ def pack_bundle(
             _pack_adapter(adapter, folder / phases.FOLDER / phases.INFRARED)
         index = json.loads((folder / bundle.INDEX).read_text())
         index["styles"] = list(dict.fromkeys([*index["styles"], *styles]))
+        for source in styles.values():
+            index["bands"] |= json.loads((source / bundle.INDEX).read_text()).get("bands", {})
         index["defaults"] = pipe.default_settings.replace(**defaults).to_dict()
         index["name"] = name
         (folder / bundle.INDEX).write_text(json.dumps(index, indent=2) + "\n")

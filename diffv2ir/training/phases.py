@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,16 @@ from diffv2ir.data import DataError, Example
 from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
-from diffv2ir.training.cache import PICTURES, CaptionCache, LatentCache, MapCache, Mixer, PictureFolder, ViewConfig
+from diffv2ir.training.cache import (
+    PICTURES,
+    CaptionCache,
+    LatentCache,
+    MapCache,
+    Mixer,
+    PictureFolder,
+    Taught,
+    ViewConfig,
+)
 from diffv2ir.training.config import example_weights
 from diffv2ir.training.diffusion import (
     DROPPED_SUBSETS,
@@ -41,9 +50,10 @@ from diffv2ir.training.diffusion import (
     dropped_conditions,
 )
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
-from diffv2ir.training.teacher import Teacher
+from diffv2ir.training.teacher import Teacher, teacher_bands
 from diffv2ir.unet import merge_lora, widen_conv_in
 from diffv2ir.vlum import INFRARED_PROMPT, MAP_STYLES, SamSegmenter, build_prompt
+from diffv2ir.vlum.prompt import known_band
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +105,8 @@ class PhaseConfig:
         fixed_prompt: phases 2 and 3: one prompt for every photo, in place of the one that is built from its caption.
         without_map: phases 2 and 3: the map is null for every photo, as if it was always dropped.
         teacher_share: phases 2 and 3: weight of a teacher's picture in the target, beside the real one; 0 = no teacher.
+        other_band: share of the views whose prompt asks for another band than the camera's, and whose target is the
+            teacher's picture of it: that a photo is of some data set does not say which band is wanted.
         teacher_mix: share of the views that are made of two photos, with what the teacher sees in them as the target.
     """
 
@@ -118,6 +130,7 @@ class PhaseConfig:
     fixed_prompt: str | None = None
     without_map: bool = False
     teacher_share: float = 0.0
+    other_band: float = 0.0
     teacher_mix: float = 0.0
     defaults: dict = field(default_factory=dict)
 
@@ -132,11 +145,13 @@ class PhaseConfig:
             raise ValueError(f"phase {self.phase} trains all weights: remove lora")
         if self.phase not in ("2", "3") and (self.without_map or self.fixed_prompt is not None):
             raise ValueError("fixed_prompt and without_map are for phases 2 and 3: the others have no such conditions")
-        for name in ("teacher_share", "teacher_mix"):
+        for name in ("teacher_share", "other_band", "teacher_mix"):
             if getattr(self, name) and self.phase not in ("2", "3"):
                 raise ValueError(f"{name} is for phases 2 and 3: a teacher looks at photos and predicts infrared")
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.other_band and not self.teacher_share:
+            raise ValueError("other_band needs teacher_share: only a teacher has pictures of another band")
         if self.extra_dropout and self.phase not in ("2", "3"):
             raise ValueError("extra_dropout is for phases 2 and 3: the others have no such conditions")
         if unknown := sorted(set(self.extra_dropout) - set(DROPPED_SUBSETS)):
@@ -242,6 +257,7 @@ def train_phase(
     held_out = [example for example in validation if config.fits(example)]
     optimizer_class(config.loop.optimizer)  # raises now, not after the caches are filled
     check_teacher(config, teacher, chosen)
+    bands = {known_band(example.band) for example in chosen}
     unseen = json.loads(unseen_captions.read_text()) if unseen_captions and config.own_captions else {}
     parts, vlum = Parts.load(start, config.frozen), vlum or start
     check_start(config, start)
@@ -259,7 +275,7 @@ def train_phase(
         return objective(model, draws, torch.stack(targets), list(texts), joined)
 
     def save(folder: Path, model: nn.Module) -> None:
-        write_result(config, model, start, vlum, folder)
+        write_result(config, model, start, vlum, folder, bands)
 
     def validation_figures(model: nn.Module, step: int) -> dict[str, float]:
         candidate = output / "candidate"
@@ -307,8 +323,15 @@ def check_teacher(config: PhaseConfig, teacher: Path | None, examples: Sequence[
     if teacher is None or not (teacher / PICTURES).is_dir():
         given = "none was given" if teacher is None else f"{teacher} has no {PICTURES}/"
         raise ValueError(f"teacher_share and teacher_mix need the output of python -m train.teacher: {given}")
-    pictures = PictureFolder(teacher / PICTURES)
-    if config.teacher_share and (untaught := [e for e in examples if not pictures.path(e).is_file()]):
+    pictures, bands = PictureFolder(teacher / PICTURES), teacher_bands(teacher)
+    if foreign := sorted({known_band(example.band) for example in examples} - set(bands)):
+        raise DataError(f"the teacher in {teacher} has seen no pairs of {', '.join(foreign)}: train it on the phase's")
+
+    def lacks(example: Example) -> bool:
+        wanted = bands if config.other_band else [known_band(example.band)]
+        return not all(pictures.path(example, band).is_file() for band in wanted)
+
+    if config.teacher_share and (untaught := [example for example in examples if lacks(example)]):
         raise DataError(
             f"{len(untaught)} of {len(examples)} photos have no picture in {teacher}, {untaught[0].visible.name} for "
             "one: train the teacher on the kinds and scenes that the phase uses"
@@ -393,7 +416,10 @@ def _fill_caches(
         captions = CaptionCache(cache, captioner, processor, always=config.own_captions, unseen=unseen)
         captions.fill(examples)
         captioner.to("cpu")
-    taught = (PictureFolder(teacher / PICTURES), config.teacher_share) if config.teacher_share else None
+    taught = None
+    if config.teacher_share:
+        pictures = PictureFolder(teacher / PICTURES)
+        taught = Taught(pictures, config.teacher_share, teacher_bands(teacher), config.other_band)
     mixer = None
     if config.teacher_mix:
         whole = Teacher(teacher)
@@ -419,13 +445,18 @@ def _sample(
     visible = torch.zeros_like(views["visible"]) if "V" in dropped else views["visible"]
     null_map = config.without_map or "S" in dropped
     segmentation = torch.zeros_like(views["visible"]) if null_map else views["segmentation"]
-    prompt = build_prompt(captions.caption(example)) if config.fixed_prompt is None else config.fixed_prompt
+    prompt = config.fixed_prompt
+    if prompt is None:
+        prompt = build_prompt(captions.caption(example), latents.band(example, draw.epoch))
     prompt = "" if "T" in dropped else prompt
     return views["infrared"], prompt, torch.cat([visible, segmentation])  # [2C, h, w]
 
 
-def write_result(config: PhaseConfig, unet: nn.Module, start: Path, vlum: Path, folder: Path) -> None:
-    """Write what a phase makes into `folder`: unchanged components are hard-linked from `start` and `vlum`."""
+def write_result(config: PhaseConfig, unet: nn.Module, start: Path, vlum: Path, folder: Path, bands: Set[str]) -> None:
+    """Write what a phase makes into `folder`: unchanged components are hard-linked from `start` and `vlum`.
+
+    `bands`: those of the examples it was trained on.
+    """
     for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
         link_tree(start / name, folder / name)
     if config.phase in ("base", "1"):
@@ -443,7 +474,7 @@ def write_result(config: PhaseConfig, unet: nn.Module, start: Path, vlum: Path, 
         unet.save_lora_adapter(folder / "styles" / config.style, adapter_name=config.style)
     else:
         unet.save_pretrained(folder / "unet")
-    _write_bundle_index(config, start, folder)
+    _write_bundle_index(config, start, folder, bands)
 
 
 def _write_text_to_image_index(start: Path, folder: Path) -> None:
@@ -454,7 +485,7 @@ def _write_text_to_image_index(start: Path, folder: Path) -> None:
         link_tree(start / "styles", folder / "styles")
 
 
-def _write_bundle_index(config: PhaseConfig, start: Path, folder: Path) -> None:
+def _write_bundle_index(config: PhaseConfig, start: Path, folder: Path, bands: Set[str]) -> None:
     """model_index.json of a bundle: that of the starting bundle with the new style, or a new one."""
     before = json.loads((start / bundle.INDEX).read_text())
     if before["_class_name"] != "DiffV2IRPipeline":
@@ -469,10 +500,14 @@ def _write_bundle_index(config: PhaseConfig, start: Path, folder: Path) -> None:
         }
     # Adapters of other weights do not fit: they stay behind when all weights were trained.
     styles = [*before["styles"], config.style] if config.lora else [GENERAL_STYLE]
+    known = dict(before.get("bands", {})) if config.lora else {}
+    if len(bands) == 1:
+        known[styles[-1]] = next(iter(bands))
     index = {
         **before,
         "_diffusers_version": diffusers.__version__,
         "styles": list(dict.fromkeys(styles)),
+        "bands": known,
         "map_style": config.map_style,
         "defaults": GenerationSettings.from_dict(config.defaults or before.get("defaults") or {}).to_dict(),
         "name": config.style or "general",

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from diffv2ir.training.cache import PICTURES, PictureFolder, ViewConfig, Views, 
 from diffv2ir.training.config import example_weights
 from diffv2ir.training.images import load_rgb, resize_shorter
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, TrainingError
+from diffv2ir.vlum.prompt import BANDS, known_band
 
 # The teacher's picture has one gray level for so many pixels a side.
 STRIDE = 4
@@ -41,6 +43,8 @@ _GROUPS = 8
 # How its edges are those of the photo, in places of its coarse picture (`follow_edges`).
 _EDGE_RADIUS, _EDGE_BLUR = 4, 0.5
 _WEIGHTS = "decoder.safetensors"
+# In its header.
+_BANDS = "bands"
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,14 @@ class TeacherConfig:
 
 
 class PictureDecoder(nn.Module):
-    """Feature maps, pooled features and the photo itself -> gray levels, one for every `STRIDE` pixels a side."""
+    """Feature maps, pooled features and the photo itself -> gray levels, one for every `STRIDE` pixels a side, by band.
 
-    def __init__(self, width: int, dropout: float):
+    The bands share all but the last layer: what things there are is the same in each.
+    """
+
+    def __init__(self, width: int, dropout: float, bands: Sequence[str] = BANDS[:1]):
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.bands = dropout, tuple(bands)
         self.features = nn.ModuleList(
             [nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, width, 1)) for channels in _CHANNELS]
         )
@@ -84,10 +91,10 @@ class PictureDecoder(nn.Module):
         self.pixels = nn.ModuleList([_block(3 if level == 0 else width, width) for level in range(len(_CHANNELS))])
         self.lowest = _block(width, width)
         self.up = nn.ModuleList([_block(2 * width, width) for _ in _CHANNELS[1:]])
-        self.out = nn.Conv2d(width, 1, 3, padding=1)
+        self.out = nn.Conv2d(width, len(self.bands), 3, padding=1)
 
     def forward(self, photos: Tensor, maps: Sequence[Tensor], pooled: Tensor) -> Tensor:
-        """Photos (N, 3, H/4, W/4) in [-0.5, 0.5], maps at strides 4 to 32, pooled (N, 1280) -> (N, 1, H/4, W/4)."""
+        """Photos (N, 3, H/4, W/4) in [-0.5, 0.5], maps at strides 4 to 32, pooled (N, 1280) -> (N, B, H/4, W/4)."""
         seen, hidden = [], photos
         for level, (feature, pixel) in enumerate(zip(self.features, self.pixels, strict=True)):
             hidden = pixel(hidden if level == 0 else _resize(hidden, maps[level]))
@@ -112,7 +119,9 @@ def _resize(values: Tensor, like: Tensor) -> Tensor:
 
 
 def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConfig) -> Path:
-    """Train on the pairs of `examples`; returns `output/pictures`, one gray PNG an example. Resumable, idempotent.
+    """Train on the pairs of `examples`; returns `output/pictures`, one gray PNG an example and band of theirs.
+
+    Resumable, idempotent.
 
     Raises:
         TrainingError: the package with the ImageNet weights is not installed, or `output` holds a decoder of another
@@ -122,10 +131,12 @@ def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConf
     chosen = [e for e in examples if e.kind in config.kinds and e.visible and e.infrared]
     pictures = PictureFolder(output / PICTURES)
     decoders = _trained_decoders(network, chosen, output, config)
-    missing = [example for example in chosen if not pictures.path(example).is_file()]
+    bands = decoders[0].bands
+    missing = [e for e in chosen if not all(pictures.path(e, band).is_file() for band in bands)]
     for example in tqdm(missing, desc="teacher's pictures", disable=not missing, mininterval=5):
-        picture = predict(decoders, network, load_rgb(example.visible), config.view.crop)
-        write_file_atomically(pictures.path(example), picture.save)
+        drawn = predict(decoders, network, load_rgb(example.visible), config.view.crop, bands)
+        for band, picture in zip(bands, drawn, strict=True):
+            write_file_atomically(pictures.path(example, band), picture.save)
     return pictures.folder
 
 
@@ -154,9 +165,11 @@ def _trained_decoders(
             for example in tqdm(examples, desc="ImageNet features", mininterval=5)
         ]
         weights = example_weights(config.source_weights, examples)
+        bands = [known_band(example.band) for example in examples]
         for number, folder in enumerate(folders):
             if not (folder / _WEIGHTS).is_file():
-                _train_decoder(seen, weights, folder, replace(config.loop, seed=config.loop.seed + number), config)
+                loop = replace(config.loop, seed=config.loop.seed + number)
+                _train_decoder(seen, bands, weights, folder, loop, config)
     decoders = [_load_decoder(folder / _WEIGHTS) for folder in folders]
     for decoder, folder in zip(decoders, folders, strict=True):
         if decoder.out.in_channels != config.width:
@@ -166,36 +179,43 @@ def _trained_decoders(
 
 def _load_decoder(path: Path) -> PictureDecoder:
     weights = load_file(path)
-    decoder = PictureDecoder(weights["out.weight"].shape[1], dropout=0.0).eval()
+    decoder = PictureDecoder(weights["out.weight"].shape[1], dropout=0.0, bands=_bands_of(path)).eval()
     decoder.load_state_dict(weights)
     return decoder
 
 
 def _train_decoder(
     seen: list[list[tuple[Tensor, ...]]],
+    bands: list[str],
     weights: list[float] | None,
     output: Path,
     loop: LoopConfig,
     config: TeacherConfig,
 ) -> None:
-    """Train one member on the crops of all examples, and write its weights into `output`."""
+    """Train one member on the crops of all examples, each in its band, and write its weights into `output`."""
+    known = [band for band in BANDS if band in bands]
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
         drawn = [seen[draw.index][draw.epoch % config.view.variants] for draw in draws]
         device = next(model.parameters()).device
         photos, infrared, pooled, *maps = (torch.stack(parts).to(device).float() for parts in zip(*drawn, strict=True))
-        return {"loss": F.mse_loss(model(photos, maps, pooled), infrared)}
+        channels = [known.index(bands[draw.index]) for draw in draws]
+        predicted = model(photos, maps, pooled)[torch.arange(len(draws)), channels]
+        return {"loss": F.mse_loss(predicted[:, None], infrared)}
 
     torch.manual_seed(loop.seed)
-    decoder = PictureDecoder(config.width, config.dropout)
+    decoder = PictureDecoder(config.width, config.dropout, known)
+
+    def write(path: Path, model: nn.Module) -> None:
+        save_file(model.state_dict(), path, {_BANDS: json.dumps(known)})
 
     def save(folder: Path, model: nn.Module) -> None:
-        save_file(model.state_dict(), folder / _WEIGHTS)
+        write(folder / _WEIGHTS, model)
 
     training = Loop(loop, output, decoder, loss, len(seen), weights=weights, name="teacher", save=save)
     trained = training.run()
     (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": training.history}))
-    write_file_atomically(output / _WEIGHTS, lambda path: save_file(trained.state_dict(), path))
+    write_file_atomically(output / _WEIGHTS, lambda path: write(path, trained))
 
 
 def _look(views: Views, example: Example, variant: int, network: EfficientNetLite0, crop: int) -> tuple[Tensor, ...]:
@@ -230,6 +250,20 @@ def teacher_hash(folder: Path) -> list[str]:
     return [file_hash(path) for path in _decoder_files(folder)]
 
 
+def teacher_bands(folder: Path) -> tuple[str, ...]:
+    """The bands that the finished teacher in a folder knows.
+
+    Raises:
+        TrainingError: the folder holds no finished teacher.
+    """
+    return _bands_of(_decoder_files(folder)[0])
+
+
+def _bands_of(decoder: Path) -> tuple[str, ...]:
+    with safe_open(decoder, "pt") as file:
+        return tuple(json.loads(file.metadata()[_BANDS]))
+
+
 def _decoder_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob(f"member*/{_WEIGHTS}"))
     if not files:
@@ -251,27 +285,33 @@ class Teacher:
         stored = json.loads((files[0].parent / "history.json").read_text(encoding="utf-8"))
         self._side = stored["config"]["view"]["crop"]
 
-    def picture(self, photo: Image.Image) -> Image.Image:
-        """What `predict` gives for an RGB photo, without its mirror image."""
-        return predict(self._decoders, self._network, photo, self._side, mirror=False)
+    def picture(self, photo: Image.Image, band: str) -> Image.Image:
+        """What `predict` gives for an RGB photo in one band, without its mirror image."""
+        return predict(self._decoders, self._network, photo, self._side, [band], mirror=False)[0]
 
 
 @torch.inference_mode()
 def predict(
-    decoders: Sequence[PictureDecoder], network: EfficientNetLite0, photo: Image.Image, side: int, mirror: bool = True
-) -> Image.Image:
-    """The teacher's infrared picture of a photo: gray, of the photo's size, with its edges.
+    decoders: Sequence[PictureDecoder],
+    network: EfficientNetLite0,
+    photo: Image.Image,
+    side: int,
+    bands: Sequence[str] = BANDS[:1],
+    mirror: bool = True,
+) -> list[Image.Image]:
+    """The teacher's infrared pictures of a photo, one a band: gray, of the photo's size, with its edges.
 
     The mean of what the decoders predict for the photo and, with `mirror`, for its mirror image, each with the shorter
     side `side`.
     """
+    channels = [decoders[0].bands.index(band) for band in bands]
     small = resize_shorter(photo, side)
     levels = []
     for mirrored in (False, True) if mirror else (False,):
         view = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else small
         maps, pooled = _features(network, view)
         for decoder in decoders:
-            predicted = decoder(_coarse(view), maps, pooled)[0, 0] + 0.5
+            predicted = decoder(_coarse(view), maps, pooled)[0, channels] + 0.5
             levels.append(predicted.flip(-1) if mirrored else predicted)
-    coarse = torch.stack(levels).mean(0).clamp(0, 1).numpy()
-    return from_levels(follow_edges(coarse, brightness(photo), _EDGE_RADIUS, _EDGE_BLUR))
+    coarse, seen = torch.stack(levels).mean(0).clamp(0, 1).numpy(), brightness(photo)
+    return [from_levels(follow_edges(picture, seen, _EDGE_RADIUS, _EDGE_BLUR)) for picture in coarse]

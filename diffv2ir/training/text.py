@@ -22,7 +22,7 @@ from diffv2ir.data import Example
 from diffv2ir.files import write_atomically
 from diffv2ir.training.images import load_rgb, random_integer, resize_shorter, to_tensor
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
-from diffv2ir.vlum import INFRARED_PROMPT, build_prompt
+from diffv2ir.vlum.prompt import BANDS, INFRARED_PROMPT, build_prompt, known_band
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int = MAX_
         show_progress=False,
     )
     characters = string.ascii_lowercase + string.digits + string.punctuation
-    corpus = [build_prompt(caption) for caption in captions] + [INFRARED_PROMPT] + list(characters)
+    corpus = [build_prompt(caption, band) for caption in captions for band in BANDS]
+    corpus += [INFRARED_PROMPT, *characters]
     tokenizer.backend_tokenizer.train_from_iterator(corpus, trainer)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
@@ -97,7 +98,7 @@ def train_text(examples: Sequence[Example], output: Path, config: TextConfig) ->
     side = config.vision_size
     pictures = [np.asarray(resize_shorter(load_rgb(e.visible), side + 16)) for e in chosen]
     tokens = tokenizer(
-        [build_prompt(e.caption) for e in chosen],
+        [build_prompt(e.caption, known_band(e.band)) for e in chosen],
         padding="max_length",
         truncation=True,
         max_length=MAX_TOKENS,

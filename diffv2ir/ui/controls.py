@@ -40,6 +40,8 @@ class Controls:
                 self.fields["style"] = gr.Radio(
                     list(self.facts.styles), value=self.defaults.style, label=field["label"], info=field["help"]
                 )
+            self._choice("band")
+        with gr.Row():
             self._choice("sampler")
             self._slider("resolution")
         with gr.Row():

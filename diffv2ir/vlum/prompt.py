@@ -8,13 +8,28 @@ INFRARED_PROMPT = "an infrared image"
 """The one prompt of phase 1 (paper Sec. 3.3)."""
 
 
-def build_prompt(caption: str) -> str:
+_BAND_WORDS = {"LWIR": "infrared", "NIR": "near infrared"}
+
+BANDS = tuple(_BAND_WORDS)
+"""Bands that a prompt can ask for: LWIR, the heat that thermal cameras see (the paper's prompt), and NIR, reflected
+light just beyond red, in which leaves are bright."""
+
+
+def build_prompt(caption: str, band: str = "LWIR") -> str:
     """The instruction the text encoder sees: "turn the visible image of {caption} into infrared".
 
     White space is collapsed. An empty caption gives "", the null text.
+
+    Args:
+        band: one of `BANDS`; the words for NIR are "near infrared".
     """
     caption = " ".join(caption.split())
-    return f"turn the visible image of {caption} into infrared" if caption else ""
+    return f"turn the visible image of {caption} into {_BAND_WORDS[band]}" if caption else ""
+
+
+def known_band(band: str) -> str:
+    """A camera's band as a prompt says it: what `BANDS` does not have is infrared, as LWIR is."""
+    return band if band in BANDS else BANDS[0]
 
 
 HEAT_PHRASES = ("by day", "at night", "after rain", "in hot sun", "in winter")

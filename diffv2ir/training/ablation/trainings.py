@@ -14,7 +14,7 @@ from diffv2ir.training.ablation.cells import digest, examples_hash, model_hash
 from diffv2ir.training.cache import PICTURES, PictureFolder, file_hash
 from diffv2ir.training.config import from_mapping
 from diffv2ir.training.phases import PhaseConfig, check_teacher, train_phase
-from diffv2ir.training.teacher import teacher_hash
+from diffv2ir.training.teacher import teacher_bands, teacher_hash
 from diffv2ir.training.tiny import STYLES
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class Trainings:
         parts = [asdict(config), model_hash(start), bundle.content_hash(self.vlum), examples_hash(chosen)]
         check_teacher(config, self.teacher, chosen)
         if config.teacher_share:
-            parts.append([file_hash(PictureFolder(self.teacher / PICTURES).path(example)) for example in chosen])
+            pictures, bands = PictureFolder(self.teacher / PICTURES), teacher_bands(self.teacher)
+            parts.append([file_hash(pictures.path(example, band)) for example in chosen for band in bands])
         if config.teacher_mix:
             parts.append(teacher_hash(self.teacher))
         unseen = self.unseen_captions if config.own_captions else None
