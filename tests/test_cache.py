@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import read_examples
+from diffv2ir.efficientnet import imagenet_network, network_pixels
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training import cache as cache_module
 from diffv2ir.training.cache import (
@@ -298,6 +299,32 @@ def test_maps_are_drawn_once_and_given_maps_are_used(examples, segmenter, tmp_pa
     MapCache(tmp_path, segmenter, "regions").fill(examples)
     own = dataclasses.replace(examples[0], segmentation=examples[0].infrared)
     assert maps.path(own) == own.segmentation
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_part_of_a_map_that_shows_a_square(seed):
+    """On a map whose values are the pixels of its places' centres, the part tells where the square's places are."""
+    top, left, side = (int(v) for v in torch.randint(0, 64, (3,), generator=torch.Generator().manual_seed(seed)))
+    side += 64
+    centres = torch.arange(8) * 32 + 16.0
+    values = torch.stack(torch.meshgrid(centres, centres, indexing="ij"))
+    part = cache_module._crop_map(values, top, left, side)
+    count = side // 32
+    inside = (torch.arange(count) + 0.5) * side / count
+    torch.testing.assert_close(part, torch.stack(torch.meshgrid(top + inside, left + inside, indexing="ij")))
+
+
+def test_what_the_network_sees_is_kept_with_the_view(examples, vae, tmp_path):
+    """Its last map; without the network, the entries are others."""
+    view = ViewConfig(resize=64, crop=64, variants=1, flip=False)
+    network = imagenet_network()
+    seeing = LatentCache(tmp_path, vae, view, None, network=network)
+    assert added(tmp_path, seeing, examples=examples[:1]) == 1
+    image = seeing._cutter.cut({"visible": examples[0].visible}, examples[0], 0)["visible"]
+    stored = load_file(next(tmp_path.rglob("*.safetensors")))["seen"]
+    torch.testing.assert_close(stored, network.maps(network_pixels(image)[None])[-1][0].half())
+    assert seeing.load(examples[0], 0)["seen"].shape == (320, 2, 2)
+    assert added(tmp_path, LatentCache(tmp_path, vae, view, None), examples=examples[:1]) == 1
 
 
 # Captions

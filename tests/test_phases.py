@@ -21,7 +21,7 @@ from diffv2ir.phases import draw_phases
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training import phases, validation
 from diffv2ir.training.cache import ViewConfig
-from diffv2ir.training.diffusion import DROPPED_SUBSETS, DiffusionObjective
+from diffv2ir.training.diffusion import DROPPED_SUBSETS, DiffusionObjective, SeeingUNet, build_unet
 from diffv2ir.training.loop import Draw, LoopConfig, TrainingError
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import LoraSettings, Parts, PhaseConfig, UNetSettings, prepare_unet, train_phase
@@ -50,9 +50,9 @@ def recording_objective(seen):
     """While it lasts, `seen` collects what the objective is given."""
 
     class Recording(DiffusionObjective):
-        def __call__(self, unet, draws, targets, prompts, conditions):
+        def __call__(self, unet, draws, targets, prompts, conditions, seeing=None):
             seen.append((self.scaling_factor, prompts, None if conditions is None else conditions.shape[1:]))
-            return super().__call__(unet, draws, targets, prompts, conditions)
+            return super().__call__(unet, draws, targets, prompts, conditions, seeing)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phases, "DiffusionObjective", Recording)
@@ -120,6 +120,40 @@ def test_base_learns_captions_of_the_dataset_and_of_blip(chain):
     known = {example.caption for example in chain.examples if example.caption}
     assert prompts & known and prompts - known - {""}  # the first scene has no caption, BLIP makes one
     assert all(conditions is None for *_, conditions in chain.seen["base"])
+
+
+# What an ImageNet network sees, as a second target
+
+
+@pytest.mark.parametrize(("name", "start"), [("2", "1"), ("adapter", "2")])
+def test_the_middle_of_the_unet_learns_what_the_imagenet_network_sees(train, chain, name, start):
+    loop = replace(LOOP, steps=12, log_every=1, validate_every=0)
+    view = ViewConfig(resize=36, crop=32, variants=2)
+    result = train(name, start, seeing=1.0, loop=loop, view=view)
+    seeing = [entry["seeing"] for entry in json.loads((result.parent / "history.json").read_text())["history"]]
+    assert len(seeing) == 12 and sum(seeing[-4:]) < sum(seeing[:4])
+    weights = unet_state(result)
+    assert weights.keys() == unet_state(chain.results["2"]).keys()  # the head stays behind
+    assert DiffV2IRPipeline.from_pretrained(result).styles[-1] == ("general" if name == "2" else "dusk")
+
+
+def test_seeing_counts_where_the_photo_is_shown():
+    unet = build_unet((8, 16), 1, 8, 2, norm_num_groups=4, in_channels=12, out_channels=4, sample_size=8)
+    model = SeeingUNet(unet, torch.ones(3), 2 * torch.ones(3))
+    given = torch.randn(4, 12, 8, 8), torch.tensor([5, 6, 7, 8]), torch.randn(4, 3, 8)
+    output = model(*given)
+    assert torch.equal(output.sample, unet(*given).sample)
+    assert output.seen.shape == (4, 3, 4, 4)  # the UNet halves once
+    features = [torch.randn(3, 2, 2), None, torch.randn(3, 1, 1).expand(3, 2, 2), None]
+    pooled = torch.nn.functional.adaptive_avg_pool2d(output.seen, 2)
+    errors = [((pooled[n] - (features[n] - 1) / 2) ** 2).mean() for n in (0, 2)]
+    loss = phases._seeing_loss(model, 0.5, features, output.seen)
+    torch.testing.assert_close(loss, 0.5 * sum(errors) / 4)
+    nothing = phases._seeing_loss(model, 0.5, [None] * 4, output.seen)
+    assert nothing == 0 and nothing.requires_grad
+    for phase in ("base", "1"):
+        with pytest.raises(ValueError, match="seeing must be at least 0, and is for phases 2 and 3"):
+            replace(CONFIGS[phase], seeing=1.0)
 
 
 # Frozen parts in half precision

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +27,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import Example
 from diffv2ir.edges import brightness, follow_edges
+from diffv2ir.efficientnet import EfficientNetLite0, network_pixels
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels
 from diffv2ir.pipeline import latent_stride
@@ -41,6 +43,9 @@ _FLAT = 2.5e-4
 
 # What random numbers are drawn for.
 _VIEW, _CROP, _MIX, _BAND = range(4)
+
+# The network's map in an entry, and for how many pixels a side it has one place.
+_SEEN, _MAP_STRIDE = "seen", 32
 
 # Where a teacher's run holds its pictures.
 PICTURES = "pictures"
@@ -308,7 +313,8 @@ class LatentCache:
     """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled.
 
     With a teacher, the infrared picture is a mean of the real one and the teacher's, or, in some views, the teacher's
-    of another band. With a mixer, some views are made of two photos.
+    of another band. With a mixer, some views are made of two photos. With a network, "seen" is what it sees in the
+    photo: the last of `EfficientNetLite0.maps`, for a crop (320, crop / 32, crop / 32).
 
     Raises:
         ValueError: the crop is not a whole number of latents.
@@ -323,6 +329,7 @@ class LatentCache:
         seed: int = 0,
         teacher: Taught | None = None,
         mixer: Mixer | None = None,
+        network: EfficientNetLite0 | None = None,
     ):
         self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
         self._vae_hash = weights_hash(vae)
@@ -330,7 +337,7 @@ class LatentCache:
         if view.crop % self._stride:
             raise ValueError(f"crop must be a multiple of the autoencoder's {self._stride} pixels, got {view.crop}")
         self._cutter = Views(view, seed, self._stride)
-        self._teacher, self._mixer = teacher, mixer
+        self._teacher, self._mixer, self._network = teacher, mixer, network
 
     def roles(self, example: Example) -> dict[str, Path]:
         """The images of an example that are encoded."""
@@ -381,16 +388,24 @@ class LatentCache:
         side = self.view.crop // self._stride
         height, width = next(iter(stored.values())).shape[1:]
         top, left = self._cutter.place(example, epoch, (height - side, width - side))
-        return {role: value[:, top : top + side, left : left + side].float() for role, value in stored.items()}
+        seen = stored.pop(_SEEN, None)
+        crops = {role: value[:, top : top + side, left : left + side].float() for role, value in stored.items()}
+        if seen is not None:
+            crops[_SEEN] = _crop_map(seen.float(), top * self._stride, left * self._stride, self.view.crop)
+        return crops
 
     @torch.no_grad()
     def _encode(self, batch: list[tuple[Example, int]]) -> None:
         parameter = next(self.vae.parameters())
         views: dict[tuple[int, int], list] = {}  # by size: images of one size are encoded together
+        seen: dict[int, Tensor] = {}
         for number, (example, variant) in enumerate(batch):
-            for role, view in self._cut(example, variant).items():
+            cut = self._cut(example, variant)
+            if self._network is not None:
+                seen[number] = self._network.maps(network_pixels(cut["visible"])[None])[-1][0].half()
+            for role, view in cut.items():
                 views.setdefault(view.size, []).append((number, role, to_tensor(view)))
-        entries: list[dict[str, Tensor]] = [{} for _ in batch]
+        entries = [{_SEEN: seen[number]} if number in seen else {} for number in range(len(batch))]
         for same in views.values():
             images = torch.stack([view for _, _, view in same])
             images = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
@@ -409,8 +424,18 @@ class LatentCache:
         taught = (file_hash(self._teacher.pictures.path(example, band)), self._teacher.share) if self._teacher else ()
         mixed = (self._mixer.key, band) if self._mixer else ()
         view = asdict(self.view) | {"variants": None}
-        key = _key(hashes, self._vae_hash, view, variant, self.seed, *taught, *mixed)
+        key = _key(hashes, self._vae_hash, view, variant, self.seed, *taught, *mixed, self._network is not None)
         return self.folder / key[:2] / f"{key}.safetensors"
+
+
+def _crop_map(values: Tensor, top: int, left: int, side: int) -> Tensor:
+    """The part (C, n, n) of a map (C, h, w) of a picture that shows one of its squares."""
+    count = max(1, side // _MAP_STRIDE)
+    pixels = (torch.arange(count) + 0.5) * side / count
+    height, width = (_MAP_STRIDE * places for places in values.shape[1:])
+    x, y = (left + pixels) / width * 2 - 1, (top + pixels) / height * 2 - 1
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    return F.grid_sample(values[None], grid[None], padding_mode="border", align_corners=False)[0]
 
 
 def encode_mode(vae: torch.nn.Module, images: Tensor) -> Tensor:

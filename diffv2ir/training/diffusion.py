@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,44 @@ class PromptEncoder:
             return self.text_encoder(tokens.to(device)).last_hidden_state[0].float()
 
 
+class SeeingOutput(NamedTuple):
+    """What the UNet predicts, (N, C, h, w), and the standardised features that the head reads."""
+
+    sample: Tensor
+    seen: Tensor
+
+
+class SeeingUNet(nn.Module):
+    """A UNet, and a head that reads from its middle what an ImageNet network sees in the photo (Yu et al. 2025).
+
+    Args:
+        mean, deviation: of the network's features, [C]: the head predicts them standardised.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, mean: Tensor, deviation: Tensor):
+        super().__init__()
+        self.unet = unet
+        width = unet.config.block_out_channels[-1]
+        self.head = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.SiLU(), nn.Conv2d(2 * width, len(mean), 1))
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("deviation", deviation[:, None, None])
+        self._middle: Tensor | None = None
+        unet.mid_block.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, given: tuple, output: Tensor) -> None:
+        self._middle = output
+
+    def forward(self, sample: Tensor, timesteps: Tensor, texts: Tensor) -> SeeingOutput:
+        output = self.unet(sample, timesteps, texts).sample
+        middle, self._middle = self._middle, None
+        return SeeingOutput(output, self.head(middle))
+
+    def distance(self, seen: Tensor, features: Tensor) -> Tensor:
+        """Mean squared difference of each sample: [N]. `features`: the network's own, (N, C, h', w')."""
+        wanted = (features.to(seen.device) - self.mean) / self.deviation
+        return (F.adaptive_avg_pool2d(seen, wanted.shape[-2:]) - wanted).square().mean((1, 2, 3))
+
+
 class DiffusionObjective:
     """Noise a target latent, let the UNet predict, compare.
 
@@ -100,7 +139,13 @@ class DiffusionObjective:
         self.scheduler, self.prompts, self.scaling_factor, self.noise = scheduler, prompts, scaling_factor, noise
 
     def __call__(
-        self, unet: nn.Module, draws: list[Draw], targets: Tensor, prompts: list[str], conditions: Tensor | None
+        self,
+        unet: nn.Module,
+        draws: list[Draw],
+        targets: Tensor,
+        prompts: list[str],
+        conditions: Tensor | None,
+        seeing: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Loss of a batch.
 
@@ -109,6 +154,7 @@ class DiffusionObjective:
             draws: the N samples; noise and timestep come from their generators.
             targets: unscaled latents (N, C, h, w). prompts: N strings.
             conditions: latents (N, 2C, h, w) of visible image and map, or None for a text-to-image model.
+            seeing: for a `SeeingUNet`: what its head read -> a further loss.
         """
         device = next(unet.parameters()).device
         total = self.scheduler.config.num_train_timesteps
@@ -120,9 +166,13 @@ class DiffusionObjective:
         if conditions is not None:
             sample = torch.cat([sample, conditions.to(device)], dim=1)  # [N, 3C, h, w]
         sample = sample.contiguous(memory_format=torch.channels_last)
-        predicted = unet(sample, timesteps, self.prompts(prompts).to(device)).sample.float()
+        output = unet(sample, timesteps, self.prompts(prompts).to(device))
+        predicted = output.sample.float()
         errors = F.mse_loss(predicted, self._wanted(latents, noise, timesteps), reduction="none").mean(dim=(1, 2, 3))
         losses = {"loss": (errors * self._weights(timesteps)).mean()}
+        if seeing is not None:
+            losses["seeing"] = seeing(output.seen)
+            losses["loss"] = losses["loss"] + losses["seeing"]
         high = timesteps >= self.noise.high_noise_from
         if high.any():
             losses["high_noise"] = errors[high].mean().detach()

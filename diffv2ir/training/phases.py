@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -46,11 +47,12 @@ from diffv2ir.training.diffusion import (
     DiffusionObjective,
     NoiseConfig,
     PromptEncoder,
+    SeeingUNet,
     build_unet,
     dropped_conditions,
 )
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
-from diffv2ir.training.teacher import Teacher, teacher_bands
+from diffv2ir.training.teacher import Teacher, load_network, teacher_bands
 from diffv2ir.unet import merge_lora, widen_conv_in
 from diffv2ir.vlum import INFRARED_PROMPT, MAP_STYLES, SamSegmenter, build_prompt
 from diffv2ir.vlum.prompt import known_band
@@ -108,6 +110,8 @@ class PhaseConfig:
         other_band: share of the views whose prompt asks for another band than the camera's, and whose target is the
             teacher's picture of it: that a photo is of some data set does not say which band is wanted.
         teacher_mix: share of the views that are made of two photos, with what the teacher sees in them as the target.
+        seeing: phases 2 and 3: weight of a second loss, how far the middle of the UNet is from what EfficientNet-Lite0
+            sees in the photo (`SeeingUNet`); 0 = none. The network and the head that is compared stay behind.
     """
 
     phase: str
@@ -132,6 +136,7 @@ class PhaseConfig:
     teacher_share: float = 0.0
     other_band: float = 0.0
     teacher_mix: float = 0.0
+    seeing: float = 0.0
     defaults: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -152,6 +157,8 @@ class PhaseConfig:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.other_band and not self.teacher_share:
             raise ValueError("other_band needs teacher_share: only a teacher has pictures of another band")
+        if self.seeing < 0 or (self.seeing and self.phase not in ("2", "3")):
+            raise ValueError(f"seeing must be at least 0, and is for phases 2 and 3, got {self.seeing}")
         if self.extra_dropout and self.phase not in ("2", "3"):
             raise ValueError("extra_dropout is for phases 2 and 3: the others have no such conditions")
         if unknown := sorted(set(self.extra_dropout) - set(DROPPED_SUBSETS)):
@@ -265,17 +272,19 @@ def train_phase(
     processes = process_state()
     with processes.main_process_first():  # the others find everything made
         latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
+    trained = _with_head(unet, latents, chosen, config.loop.seed) if config.seeing else unet
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
         batch = [_sample(config, latents, captions, chosen[draw.index], draw) for draw in draws]
-        targets, texts, conditions = zip(*batch, strict=True)
+        targets, texts, conditions, features = zip(*batch, strict=True)
         joined = None if conditions[0] is None else torch.stack(conditions)
-        return objective(model, draws, torch.stack(targets), list(texts), joined)
+        seeing = partial(_seeing_loss, trained, config.seeing, features) if config.seeing else None
+        return objective(model, draws, torch.stack(targets), list(texts), joined, seeing)
 
     def save(folder: Path, model: nn.Module) -> None:
-        write_result(config, model, start, vlum, folder, bands)
+        write_result(config, model.unet if config.seeing else model, start, vlum, folder, bands)
 
     def validation_figures(model: nn.Module, step: int) -> dict[str, float]:
         candidate = output / "candidate"
@@ -288,7 +297,7 @@ def train_phase(
     loop = Loop(
         config.loop,
         output,
-        unet,
+        trained,
         loss,
         len(chosen),
         weights=config.weights(chosen),
@@ -424,23 +433,40 @@ def _fill_caches(
     if config.teacher_mix:
         whole = Teacher(teacher)
         mixer = Mixer(whole.picture, whole.hash, config.teacher_mix, examples, config.weights(examples))
-    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught, mixer)
+    network = load_network() if config.seeing else None
+    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught, mixer, network)
     latents.fill(examples)
     parts.vae.to("cpu")
     return latents, captions
 
 
+def _with_head(unet: UNet2DConditionModel, latents: LatentCache, examples: list[Example], seed: int) -> SeeingUNet:
+    """The UNet with a head for what the network sees, standardised over a view of each example."""
+    seen = torch.cat([latents.load(example, 0)["seen"].flatten(1) for example in examples], dim=1)  # [C, places]
+    torch.manual_seed(seed)
+    return SeeingUNet(unet, seen.mean(1), seen.std(1).clamp(min=1e-3))
+
+
+def _seeing_loss(model: SeeingUNet, weight: float, features: Sequence[Tensor | None], seen: Tensor) -> Tensor:
+    """The weighted distance to `features`, each of one sample, or None where the UNet sees no photo."""
+    known = [number for number, feature in enumerate(features) if feature is not None]
+    if not known:
+        return 0.0 * seen.mean()  # every process has a gradient for the head
+    distances = model.distance(seen[known].float(), torch.stack([features[number] for number in known]))
+    return weight * distances.sum() / len(features)
+
+
 def _sample(
     config: PhaseConfig, latents: LatentCache, captions: CaptionCache, example: Example, draw: Draw
-) -> tuple[Tensor, str, Tensor | None]:
-    """Target latent, prompt and condition latents of one draw, with condition dropout applied."""
+) -> tuple[Tensor, str, Tensor | None, Tensor | None]:
+    """Target latent, prompt, condition latents, and features of the photo, with condition dropout applied."""
     views = latents.load(example, draw.epoch)
     # A stream of its own: the objective draws timestep and noise from `draw.generator()` itself.
     uniform = float(torch.rand((), generator=torch.Generator().manual_seed(draw.generator().initial_seed() ^ 0x5EED)))
     if config.phase == "1":
-        return views["infrared"], INFRARED_PROMPT, None
+        return views["infrared"], INFRARED_PROMPT, None, None
     if config.phase == "base":
-        return views["visible"], "" if uniform < config.dropout else captions.caption(example), None
+        return views["visible"], "" if uniform < config.dropout else captions.caption(example), None, None
     dropped = dropped_conditions(uniform, config.dropout, config.extra_dropout)
     visible = torch.zeros_like(views["visible"]) if "V" in dropped else views["visible"]
     null_map = config.without_map or "S" in dropped
@@ -449,7 +475,8 @@ def _sample(
     if prompt is None:
         prompt = build_prompt(captions.caption(example), latents.band(example, draw.epoch))
     prompt = "" if "T" in dropped else prompt
-    return views["infrared"], prompt, torch.cat([visible, segmentation])  # [2C, h, w]
+    features = None if "V" in dropped else views.get("seen")
+    return views["infrared"], prompt, torch.cat([visible, segmentation]), features
 
 
 def write_result(config: PhaseConfig, unet: nn.Module, start: Path, vlum: Path, folder: Path, bands: Set[str]) -> None:
