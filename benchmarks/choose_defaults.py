@@ -9,7 +9,7 @@ import time
 
 from benchmarks.held_out import load_from_arguments
 from diffv2ir.data import Example
-from diffv2ir.evaluate import OVERALL, Translation, central_square, example_seed, gray_square, score
+from diffv2ir.evaluate import OVERALL, Translation, central_square, gray_square, score, settings_for
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
@@ -55,7 +55,7 @@ def main() -> None:
 def translate(
     pipe: DiffV2IRPipeline, example: Example, conditioning: Conditioning, settings: GenerationSettings
 ) -> Translation:
-    output = pipe.generate(conditioning, settings.replace(seed=example_seed(example, settings.seed)))
+    output = pipe.generate(conditioning, settings_for(example, settings))
     real = gray_square(example.infrared)
     return Translation(example, conditioning.image, conditioning.segmentation, output.image, real, output.caption)
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVALUATION_SIZE", "OVERALL", "PROTOCOL", "Report", "Score", "Translation",
-    "central_square", "evaluate", "example_seed", "gray_square", "save_sheet", "score", "score_methods", "spread",
-    "translate_examples",
+    "central_square", "evaluate", "example_seed", "gray_square", "save_sheet", "score", "score_methods",
+    "settings_for", "spread", "translate_examples",
 ]  # fmt: skip
 
 
@@ -78,6 +78,13 @@ def example_seed(example: Example, seed: int) -> int:
     return (seed + zlib.crc32(example.id.encode())) % (MAX_SEED + 1)
 
 
+def settings_for(example: Example, settings: GenerationSettings) -> GenerationSettings:
+    """The settings for one example: its own seed and, where they leave the band open, the band of its camera."""
+    open_band = settings.band == STYLE_BAND and example.band in BANDS
+    band = example.band if open_band else settings.band
+    return settings.replace(seed=example_seed(example, settings.seed or 0), band=band)
+
+
 def translate_examples(
     pipe: DiffV2IRPipeline,
     examples: Sequence[Example],
@@ -100,13 +107,12 @@ def translate_examples(
         if example.visible is None or example.infrared is None:
             raise ValueError(f"{example.id}: an evaluation needs a visible and an infrared image")
     translations: list[Translation] = []
-    for batch, band in _batches(examples, batch_size):
-        wanted = settings.replace(band=band) if settings.band == STYLE_BAND else settings
+    for batch in _batches(examples, settings, batch_size):
+        own = [settings_for(example, settings) for example in batch]
         visible = [central_square(open_image(example.visible)) for example in batch]
         off = {"caption": "" if "caption" in without else None, "segmentation": False if "map" in without else None}
-        conditionings = [pipe.prepare(image, **wanted.preparation, **off) for image in visible]
-        seeds = [example_seed(example, settings.seed or 0) for example in batch]
-        outputs = pipe.generate_batch(conditionings, wanted, seeds=seeds)
+        conditionings = [pipe.prepare(image, **settings.preparation, **off) for image in visible]
+        outputs = pipe.generate_batch(conditionings, own[0], seeds=[one.seed for one in own])
         for example, image, output in zip(batch, visible, outputs, strict=True):
             real = gray_square(example.infrared)
             drawn = output.segmentation or Image.new("RGB", image.size)
@@ -116,12 +122,11 @@ def translate_examples(
     return translations
 
 
-def _batches(examples: Sequence[Example], size: int) -> Iterator[tuple[list[Example], str]]:
-    """The examples in their order, at most `size` of one band together, and their band; "auto" where it is unknown."""
-    for band, run in itertools.groupby(examples, key=lambda example: example.band):
+def _batches(examples: Sequence[Example], settings: GenerationSettings, size: int) -> Iterator[list[Example]]:
+    """The examples in their order, at most `size` together, those of a batch in one band."""
+    for _, run in itertools.groupby(examples, key=lambda example: settings_for(example, settings).band):
         alike = list(run)
-        for start in range(0, len(alike), size):
-            yield alike[start : start + size], band if band in BANDS else STYLE_BAND
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 def evaluate(

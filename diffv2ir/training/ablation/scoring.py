@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from diffv2ir.data import DataError, Example, read_examples, split_validation
-from diffv2ir.evaluate import Translation, central_square, example_seed, gray_square, score
+from diffv2ir.evaluate import Translation, central_square, gray_square, score, settings_for
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
@@ -106,8 +106,7 @@ def generating(pipe: DiffV2IRPipeline, settings: GenerationSettings, without: Se
     pipe.set_style(settings.style)  # before any clock runs
 
     def draw(example: Example, conditioning: Conditioning) -> tuple[Image.Image, int]:
-        own = settings.replace(seed=example_seed(example, settings.seed))
-        output = pipe.generate(switch_off(conditioning, without), own)
+        output = pipe.generate(switch_off(conditioning, without), settings_for(example, settings))
         return output.image, output.evaluations
 
     return draw
