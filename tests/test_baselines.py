@@ -313,9 +313,9 @@ def ip2p_bundle(bundle_folder, data, tmp_path_factory):
     (folder / "phase2.yaml").write_text(CONFIG)
 
     class Recording(DiffusionObjective):
-        def __call__(self, unet, draws, targets, prompts, conditions):
+        def __call__(self, unet, draws, targets, prompts, conditions, seeing=None):
             seen.append((prompts, conditions))
-            return super().__call__(unet, draws, targets, prompts, conditions)
+            return super().__call__(unet, draws, targets, prompts, conditions, seeing)
 
     start = make_start_folder(bundle_folder, folder / "start")
     with pytest.MonkeyPatch.context() as patch:
