@@ -356,6 +356,8 @@ def test_bad_shares_and_missing_pictures_are_named(examples, bundle_folder, tmp_
         check_teacher(config, tmp_path / "thermal", [replace(examples[0], band="NIR")])
     with pytest.raises(ValueError, match="other_band needs teacher_share"):
         replace(config, teacher_share=0.0, other_band=0.2)
+    with pytest.raises(ValueError, match="other_band needs prompts that say the band"):
+        replace(config, other_band=0.2, fixed_prompt="")
     with pytest.raises(ValueError, match=r"other_band must lie in \[0, 1\], got 2"):
         replace(config, other_band=2)
 

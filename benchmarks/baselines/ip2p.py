@@ -59,7 +59,7 @@ def without_conditions(config: PhaseConfig, share: float = 1.0) -> PhaseConfig:
     """A configuration of ours with the fixed prompt, without maps, and with part of its steps and views."""
     part = shrunk(config, share)
     loop = dataclasses.replace(part.loop, warmup_steps=config.loop.warmup_steps)
-    return dataclasses.replace(part, loop=loop, fixed_prompt=PROMPT, without_map=True)
+    return dataclasses.replace(part, loop=loop, fixed_prompt=PROMPT, without_map=True, other_band=0.0)
 
 
 def translate(

@@ -157,6 +157,8 @@ class PhaseConfig:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.other_band and not self.teacher_share:
             raise ValueError("other_band needs teacher_share: only a teacher has pictures of another band")
+        if self.other_band and self.fixed_prompt is not None:
+            raise ValueError("other_band needs prompts that say the band: remove fixed_prompt")
         if self.seeing < 0 or (self.seeing and self.phase not in ("2", "3")):
             raise ValueError(f"seeing must be at least 0, and is for phases 2 and 3, got {self.seeing}")
         if self.extra_dropout and self.phase not in ("2", "3"):

@@ -116,15 +116,15 @@ def _stages(
         )  # fmt: skip
 
     return [
-        Stage("segmenter", 13, component(SegmenterConfig, train_segmenter, "segmenter")),
+        Stage("segmenter", 15, component(SegmenterConfig, train_segmenter, "segmenter")),
         Stage("tokenizer and text encoder", 2, component(TextConfig, train_text, "text")),
-        Stage("captioner", 17, component(CaptionerConfig, train_captioner, "captioner")),
+        Stage("captioner", 30, component(CaptionerConfig, train_captioner, "captioner")),
         Stage("autoencoder", 5, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
-        Stage("teacher", 14, component(TeacherConfig, train_teacher, "teacher")),
+        Stage("teacher", 18, component(TeacherConfig, train_teacher, "teacher")),
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
         Stage("text-to-image base", 3, phase("base", parts, vlum=vlum)),
         Stage("phase 1, infrared prior", 2, phase("phase1", output / "base" / "result")),
-        Stage("phase 2", 50, phase("phase2", output / "phase1" / "result", vlum=vlum)),
+        Stage("phase 2", 45, phase("phase2", output / "phase1" / "result", vlum=vlum)),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
     ]

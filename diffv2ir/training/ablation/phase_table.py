@@ -28,7 +28,7 @@ NAME = "table3"
 SWITCHED = ((), ("map",), ("caption",), ("map", "caption"))
 
 # What a model is trained with that never sees a condition.
-_NEVER = {"map": {"without_map": True}, "caption": {"fixed_prompt": ""}}
+_NEVER = {"map": {"without_map": True}, "caption": {"fixed_prompt": "", "other_band": 0.0}}
 
 
 @dataclass(frozen=True)
