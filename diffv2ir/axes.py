@@ -112,11 +112,9 @@ def _names(name: str, styles: Sequence[str]) -> Sequence[str] | None:
     """The names that an axis knows; empty for any name, None for an axis of numbers."""
     if name == "style":
         return styles
-    return (
-        (ON, OFF)
-        if name in ("caption", "map")
-        else GenerationSettings.__dataclass_fields__[name].metadata.get("choices")
-    )
+    if name in ("caption", "map"):
+        return (ON, OFF)
+    return GenerationSettings.__dataclass_fields__[name].metadata.get("choices")
 
 
 def _help(name: str, styles: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from diffv2ir.training.diffusion import DROPPED_SUBSETS, DiffusionObjective, See
 from diffv2ir.training.loop import Draw, LoopConfig, TrainingError
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import LoraSettings, Parts, PhaseConfig, UNetSettings, prepare_unet, train_phase
+from diffv2ir.training.seeing import FeatureTarget
 from diffv2ir.training.validation import validate_bundle
 from diffv2ir.unet import load_lora, merge_lora
 from diffv2ir.vlum import build_prompt
@@ -139,7 +140,8 @@ def test_the_middle_of_the_unet_learns_what_the_imagenet_network_sees(train, cha
 
 def test_seeing_counts_where_the_photo_is_shown():
     unet = build_unet((8, 16), 1, 8, 2, norm_num_groups=4, in_channels=12, out_channels=4, sample_size=8)
-    model = SeeingUNet(unet, torch.ones(3), 2 * torch.ones(3))
+    target = FeatureTarget(torch.tensor([[1 - 2**0.5, 1 + 2**0.5]]).expand(3, 2))  # mean 1, deviation 2
+    model = SeeingUNet(unet, target)
     given = torch.randn(4, 12, 8, 8), torch.tensor([5, 6, 7, 8]), torch.randn(4, 3, 8)
     output = model(*given)
     assert torch.equal(output.sample, unet(*given).sample)

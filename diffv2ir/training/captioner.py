@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
@@ -28,6 +27,7 @@ from diffv2ir.files import write_atomically, write_file_atomically
 from diffv2ir.training.cache import CaptionCache, file_hash
 from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
+from diffv2ir.training.seeing import FeatureTarget
 from diffv2ir.training.teacher import load_network
 
 logger = logging.getLogger(__name__)
@@ -198,10 +198,8 @@ class CaptionObjective(nn.Module):
         self._network = (network,)  # in a tuple: not a part of this module
         if network is None:
             return
-        seen = torch.cat([self._look([photo]).mean((2, 3)) for photo in photos])  # [N, 320]
-        self.head = nn.Linear(blip.config.vision_config.hidden_size, seen.shape[1])
-        self.register_buffer("mean", seen.mean(0)[:, None, None])
-        self.register_buffer("deviation", seen.std(0)[:, None, None].clamp(min=1e-3))
+        self.target = FeatureTarget(torch.cat([self._look([photo]).mean((2, 3)) for photo in photos]).T)
+        self.head = nn.Linear(blip.config.vision_config.hidden_size, self.target.channels)
 
     @property
     def sees(self) -> bool:
@@ -219,8 +217,7 @@ class CaptionObjective(nn.Module):
 
     def distance(self, predicted: Tensor, photos: Sequence[Image.Image]) -> Tensor:
         """Mean squared difference of predicted features to those of the N square photos."""
-        wanted = (self._look(photos).to(predicted.device) - self.mean) / self.deviation
-        return F.mse_loss(F.adaptive_avg_pool2d(predicted, wanted.shape[-2:]), wanted)
+        return self.target.distance(predicted, self._look(photos)).mean()
 
     @torch.no_grad()
     def _look(self, photos: Sequence[Image.Image]) -> Tensor:

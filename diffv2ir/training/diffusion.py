@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffv2ir.training.loop import Draw
+from diffv2ir.training.seeing import FeatureTarget
 
 # The seven non-empty subsets of {V, S, T}, in the order of their 2 % bands.
 DROPPED_SUBSETS = ("V", "S", "T", "VS", "VT", "ST", "VST")
@@ -100,16 +101,14 @@ class SeeingUNet(nn.Module):
     """A UNet, and a head that reads from its middle what an ImageNet network sees in the photo (Yu et al. 2025).
 
     Args:
-        mean, deviation: of the network's features, [C]: the head predicts them standardised.
+        target: what the head predicts.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, mean: Tensor, deviation: Tensor):
+    def __init__(self, unet: UNet2DConditionModel, target: FeatureTarget):
         super().__init__()
-        self.unet = unet
+        self.unet, self.target = unet, target
         width = unet.config.block_out_channels[-1]
-        self.head = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.SiLU(), nn.Conv2d(2 * width, len(mean), 1))
-        self.register_buffer("mean", mean[:, None, None])
-        self.register_buffer("deviation", deviation[:, None, None])
+        self.head = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.SiLU(), nn.Conv2d(2 * width, target.channels, 1))
         self._middle: Tensor | None = None
         unet.mid_block.register_forward_hook(self._keep)
 
@@ -120,11 +119,6 @@ class SeeingUNet(nn.Module):
         output = self.unet(sample, timesteps, texts).sample
         middle, self._middle = self._middle, None
         return SeeingOutput(output, self.head(middle))
-
-    def distance(self, seen: Tensor, features: Tensor) -> Tensor:
-        """Mean squared difference of each sample: [N]. `features`: the network's own, (N, C, h', w')."""
-        wanted = (features.to(seen.device) - self.mean) / self.deviation
-        return (F.adaptive_avg_pool2d(seen, wanted.shape[-2:]) - wanted).square().mean((1, 2, 3))
 
 
 class DiffusionObjective:

@@ -52,6 +52,7 @@ from diffv2ir.training.diffusion import (
     dropped_conditions,
 )
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
+from diffv2ir.training.seeing import FeatureTarget
 from diffv2ir.training.teacher import Teacher, load_network, teacher_bands
 from diffv2ir.unet import merge_lora, widen_conv_in
 from diffv2ir.vlum import INFRARED_PROMPT, MAP_STYLES, SamSegmenter, build_prompt
@@ -446,7 +447,7 @@ def _with_head(unet: UNet2DConditionModel, latents: LatentCache, examples: list[
     """The UNet with a head for what the network sees, standardised over a view of each example."""
     seen = torch.cat([latents.load(example, 0)["seen"].flatten(1) for example in examples], dim=1)  # [C, places]
     torch.manual_seed(seed)
-    return SeeingUNet(unet, seen.mean(1), seen.std(1).clamp(min=1e-3))
+    return SeeingUNet(unet, FeatureTarget(seen))
 
 
 def _seeing_loss(model: SeeingUNet, weight: float, features: Sequence[Tensor | None], seen: Tensor) -> Tensor:
@@ -454,7 +455,7 @@ def _seeing_loss(model: SeeingUNet, weight: float, features: Sequence[Tensor | N
     known = [number for number, feature in enumerate(features) if feature is not None]
     if not known:
         return 0.0 * seen.mean()  # every process has a gradient for the head
-    distances = model.distance(seen[known].float(), torch.stack([features[number] for number in known]))
+    distances = model.target.distance(seen[known], torch.stack([features[number] for number in known]))
     return weight * distances.sum() / len(features)
 
 
