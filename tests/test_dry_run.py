@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from make_data import make_manifest_dataset, make_start_folder
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from diffv2ir.data import read_examples
@@ -145,6 +145,10 @@ def test_teacher_that_is_not_there_is_missing(start, bundle_folder, data, tmp_pa
     (problem,) = dry_run(taught, data, start, bundle_folder, tmp_path / "nowhere").missing
     assert "python -m train.teacher" in problem and "nowhere has no pictures/" in problem
     (tmp_path / "pictures").mkdir()
+    (problem,) = dry_run(taught, data, start, bundle_folder, tmp_path).missing
+    assert "holds no finished teacher" in problem
+    (tmp_path / "member0").mkdir()
+    save_file({"weight": torch.zeros(1)}, tmp_path / "member0" / "decoder.safetensors", {"bands": '["LWIR"]'})
     assert not dry_run(taught, data, start, bundle_folder, tmp_path).missing
 
 

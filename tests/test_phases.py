@@ -300,7 +300,7 @@ def sampled(chain):
     example = chain.examples[1]
     return lambda position: phases._sample(
         CONFIGS["2"], latents, captions, example, Draw(position=position, epoch=0, index=0, seed=3)
-    ), latents.load(example, 0)
+    )[:3], latents.load(example, 0)
 
 
 def test_each_subset_of_conditions_is_dropped_two_percent_of_the_time(sampled, chain):
@@ -431,12 +431,15 @@ def test_packed_bundle_is_in_half_precision_and_has_the_styles(chain, photo, tmp
     twin = tmp_path / "twin" / "styles" / "twin" / bundle.ADAPTER
     twin.parent.mkdir(parents=True)
     twin.write_bytes(adapter.read_bytes())
+    index = json.loads((chain.results["adapter"] / bundle.INDEX).read_text())
+    (tmp_path / "twin" / bundle.INDEX).write_text(json.dumps({**index, "bands": {"twin": "NIR"}}))
     packed = pack_bundle(chain.results["2"], styles, tmp_path / "packed", "small", {"steps": 3})
     for path in packed.rglob("*.safetensors"):
         kinds = {value.dtype for value in load_file(path).values() if value.is_floating_point()}
         assert kinds == {torch.float16}, path
     pipe = DiffV2IRPipeline.from_pretrained(packed)
     assert (pipe.styles, pipe.config.name) == (["general", "dusk", "twin"], "small")
+    assert pipe.config.bands == {"general": "LWIR", "dusk": "LWIR", "twin": "NIR"}
     assert (pipe.default_settings.steps, pipe.default_settings.sampler) == (3, "ddim")
     general = unet_state(chain.results["2"])
     assert all(torch.equal(pipe.unet.state_dict()[name], value.half().float()) for name, value in general.items())

@@ -18,7 +18,7 @@ from diffv2ir import bundle
 from diffv2ir.data import DataError, Example, read_examples, split_validation
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.cache import ViewConfig
-from diffv2ir.training.loop import optimizer_class, process_state
+from diffv2ir.training.loop import TrainingError, optimizer_class, process_state
 from diffv2ir.training.phases import PhaseConfig, check_start, check_teacher, prepare_unet
 
 _START = ("vae", "text_encoder", "tokenizer", "scheduler", "unet")
@@ -122,7 +122,7 @@ def dry_run(
     for check in (lambda: optimizer_class(config.loop.optimizer), lambda: check_teacher(config, teacher, ())):
         try:
             check()
-        except ValueError as error:
+        except (ValueError, TrainingError) as error:
             missing.append(str(error))
     footprint = _footprint(config, start, missing)
     if config.phase != "1":
