@@ -49,10 +49,10 @@ def dropped_conditions(uniform: float, band: float = 0.02, extra: Mapping[str, f
     Args:
         band: width of each band (paper: 2 %). extra: by how much the bands of some subsets are wider.
     """
-    end = 0.0
-    for subset in DROPPED_SUBSETS:
-        end += band + (extra or {}).get(subset, 0.0)
-        if uniform < end:
+    wider = 0.0
+    for number, subset in enumerate(DROPPED_SUBSETS, start=1):
+        wider += (extra or {}).get(subset, 0.0)
+        if uniform < number * band + wider:  # not summed up: 0.12 is where the seventh band of 2 % begins
             return subset
     return ""
 
