@@ -44,8 +44,8 @@ _FLAT = 2.5e-4
 # What random numbers are drawn for.
 _VIEW, _CROP, _MIX, _BAND = range(4)
 
-# The network's map in an entry, and for how many pixels a side it has one place.
-_SEEN, _MAP_STRIDE = "seen", 32
+# For how many pixels a side the network's last map has one place.
+_MAP_STRIDE = 32
 
 # Where a teacher's run holds its pictures.
 PICTURES = "pictures"
@@ -349,26 +349,32 @@ class LatentCache:
     def band(self, example: Example, epoch: int) -> str:
         """The band of the infrared picture in the view that belongs to `epoch`: the camera's, or another."""
         own = known_band(example.band)
-        others = [band for band in self._teacher.bands if band != own] if self._teacher else []
+        if not self._teacher or not self._teacher.other_band:  # asked at every draw: nothing to draw for
+            return own
+        others = [band for band in self._teacher.bands if band != own]
         generator = self._cutter.generator(example, epoch % self.view.variants, _BAND)
         if not others or float(torch.rand((), generator=generator)) >= self._teacher.other_band:
             return own
         return others[random_integer(len(others) - 1, generator)]
 
     def _cut(self, example: Example, variant: int) -> dict[str, Image.Image]:
-        roles, band = self.roles(example), self.band(example, variant)
-        views = self._cutter.cut(roles, example, variant)
+        band = self.band(example, variant)
+        if self._mixer is not None:
+            generator = self._cutter.generator(example, variant, _MIX)
+            if (partner := self._mixer.partner(generator)) is not None:
+                # Without infrared pictures: that of a mixed view is the teacher's.
+                views, others = (
+                    self._cutter.cut({r: p for r, p in self.roles(one).items() if r != "infrared"}, one, variant)
+                    for one in (example, partner)
+                )
+                return self._mixer.mix(views, others, band, generator)
+        views = self._cutter.cut(self.roles(example), example, variant)
         if self._teacher is not None:
             # Cut like the others. It has the photo's edges already.
             share = self._teacher.share if band == known_band(example.band) else 1.0
             picture = self._teacher.pictures.path(example, band)
             taught = self._cutter.cut({"teacher": picture}, example, variant)["teacher"]
             views["infrared"] = Image.blend(views["infrared"], taught, share)
-        if self._mixer is not None:
-            generator = self._cutter.generator(example, variant, _MIX)
-            if (partner := self._mixer.partner(generator)) is not None:
-                others = {role: path for role, path in self.roles(partner).items() if role != "infrared"}
-                views = self._mixer.mix(views, self._cutter.cut(others, partner, variant), band, generator)
         return views
 
     def fill(self, examples: Sequence[Example], batch_size: int = 8) -> None:
@@ -388,10 +394,10 @@ class LatentCache:
         side = self.view.crop // self._stride
         height, width = next(iter(stored.values())).shape[1:]
         top, left = self._cutter.place(example, epoch, (height - side, width - side))
-        seen = stored.pop(_SEEN, None)
+        seen = stored.pop("seen", None)
         crops = {role: value[:, top : top + side, left : left + side].float() for role, value in stored.items()}
         if seen is not None:
-            crops[_SEEN] = _crop_map(seen.float(), top * self._stride, left * self._stride, self.view.crop)
+            crops["seen"] = _crop_map(seen.float(), top * self._stride, left * self._stride, self.view.crop)
         return crops
 
     @torch.no_grad()
@@ -405,7 +411,7 @@ class LatentCache:
                 seen[number] = self._network.maps(network_pixels(cut["visible"])[None])[-1][0].half()
             for role, view in cut.items():
                 views.setdefault(view.size, []).append((number, role, to_tensor(view)))
-        entries = [{_SEEN: seen[number]} if number in seen else {} for number in range(len(batch))]
+        entries = [{"seen": seen[number]} if number in seen else {} for number in range(len(batch))]
         for same in views.values():
             images = torch.stack([view for _, _, view in same])
             images = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
