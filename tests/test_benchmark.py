@@ -1,6 +1,8 @@
 """The benchmark's two sides draw the same picture; figures are only checked for being there."""
 
+import argparse
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,9 +10,9 @@ import torch
 from conftest import EPSILON, SCHEDULE
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from benchmarks import by_scene, flops, inference, literal, random_bundle, training
+from benchmarks import by_scene, flops, inference, literal, optimisations, random_bundle, training
 from benchmarks.held_out import few_of_each_scene
-from diffv2ir import imaging
+from diffv2ir import compilation, imaging
 from diffv2ir.data import Example
 from diffv2ir.pipeline import DiffV2IRPipeline
 
@@ -127,3 +129,28 @@ def test_means_over_scenes_count_a_video_once():
     assert by_scene.scene_means({key: row["psnr"] for key, row in rows.items()}, scene_of) == [10.0, 20.0]
     line = by_scene.to_markdown({"ours": rows}, scene_of).splitlines()[-1]
     assert line == "| ours | 11.00 | 0.140 | 15.00 (10.00 to 20.00) | 0.300 (0.100 to 0.500) |"
+
+
+def test_every_optimisation_draws_the_same_picture(monkeypatch, photo_file, tmp_path, capsys):
+    """All rows but three are the same mathematics; the pipeline is afterwards as it was."""
+    monkeypatch.setitem(random_bundle.SHAPES, "mini", MINI)
+    path, kept = tmp_path / "figures.json", []
+    build = inference.build_pipeline
+    monkeypatch.setattr(optimisations, "build_pipeline", lambda options: kept.append(build(options)) or kept[0])
+    flags = ["--random", "mini", "--device", "cpu", "--steps", "2", "--resolution", "64", "--photo", str(photo_file)]
+    assert optimisations.main([*flags, "--backend", "eager", "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    rows = report["rows"]
+    assert set(rows) == set(optimisations.rows(argparse.Namespace(dtype="fp32", backend=None)))
+    for name, row in rows.items():
+        assert row["evaluations"] == 2 * 3 and row["milliseconds_per_step"] > 0 and row["peak_bytes"] is None
+        # Other numbers, and a decoder that works in tiles.
+        assert row["max_difference"] <= (40 if name in ("fp16", "bf16", "memory sequential") else 0.1), name
+    assert rows["bf16"]["max_difference"] > 0
+    [pipe] = kept
+    assert pipe.unet.dtype == torch.float32 and pipe.memory_mode == "full" and "DIFFV2IR_BRANCHES" not in os.environ
+    assert not compilation.is_compiled(pipe)
+    printed = capsys.readouterr().out
+    assert "| compiled, channels_last |" in printed and printed.count("\n| ") == len(rows) + 2
+    assert optimisations.main([*flags, "--rows", "magic"]) == 2
+    assert "no such row: magic" in capsys.readouterr().err

@@ -148,7 +148,7 @@ def test_teacher_that_is_not_there_is_missing(start, bundle_folder, data, tmp_pa
     (problem,) = dry_run(taught, data, start, bundle_folder, tmp_path).missing
     assert "holds no finished teacher" in problem
     (tmp_path / "member0").mkdir()
-    save_file({"weight": torch.zeros(1)}, tmp_path / "member0" / "decoder.safetensors", {"bands": '["LWIR"]'})
+    save_file({"weight": torch.zeros(1)}, tmp_path / "member0" / "teacher.safetensors", {"bands": '["LWIR"]'})
     assert not dry_run(taught, data, start, bundle_folder, tmp_path).missing
 
 

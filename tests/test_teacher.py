@@ -10,6 +10,7 @@ import torch
 from conftest import make_vae
 from make_data import draw_scene, make_manifest_dataset, make_start_folder
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffv2ir.data import DataError, read_examples
 from diffv2ir.pipeline import DiffV2IRPipeline, latent_stride
@@ -30,7 +31,9 @@ from diffv2ir.training.loop import LoopConfig, TrainingError
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import LoraSettings, PhaseConfig, check_teacher, train_phase
 from diffv2ir.training.teacher import (
+    Member,
     PictureDecoder,
+    PictureNetwork,
     Teacher,
     TeacherConfig,
     load_network,
@@ -41,7 +44,7 @@ from diffv2ir.training.teacher import (
 from diffv2ir.vlum.prompt import BANDS
 
 LOOP = LoopConfig(steps=2, batch_size=4, learning_rate=3e-3, warmup_steps=1, ema_decay=0.5)
-CONFIG = TeacherConfig(LOOP, ViewConfig(resize=72, crop=64, variants=2), width=16)
+CONFIG = TeacherConfig(LOOP, ViewConfig(resize=72, crop=64, variants=2), (Member(width=16),))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def examples(tmp_path_factory):
 @pytest.fixture(scope="module")
 def taught(examples, tmp_path_factory):
     run = tmp_path_factory.mktemp("teacher")
-    return PictureFolder(train_teacher(examples, run, replace(CONFIG, members=2)))
+    return PictureFolder(train_teacher(examples, run, replace(CONFIG, members=CONFIG.members * 2)))
 
 
 @pytest.fixture
@@ -86,7 +89,9 @@ def test_one_teacher_has_a_picture_of_every_photo_in_each_band(two_bands, tmp_pa
     """Near infrared is the photo itself here, thermal its inverse: the one network answers as it is asked."""
     odd = [replace(e, infrared=e.visible) if e.band == "NIR" and e.visible else e for e in two_bands]
     loop = replace(LOOP, steps=120, batch_size=6, learning_rate=1e-2, warmup_steps=5)
-    pictures = PictureFolder(train_teacher(odd, tmp_path, replace(CONFIG, loop=loop, dropout=0.0)))
+    pictures = PictureFolder(
+        train_teacher(odd, tmp_path, replace(CONFIG, loop=loop, members=(Member(width=16, dropout=0.0),)))
+    )
     assert teacher_bands(tmp_path) == BANDS == ("LWIR", "NIR")
     for example in (e for e in odd if e.visible):
         thermal, near = (np.asarray(Image.open(pictures.path(example, band)), dtype=float) for band in BANDS)
@@ -122,20 +127,20 @@ def test_a_finished_teacher_is_not_trained_again_and_a_lost_picture_is_made_agai
     lost = taught.path(examples[0], "LWIR")
     before = lost.read_bytes()
     lost.unlink()
-    train_teacher(examples, taught.folder.parent, replace(CONFIG, members=2))
+    train_teacher(examples, taught.folder.parent, replace(CONFIG, members=CONFIG.members * 2))
     assert not trained and lost.read_bytes() == before
 
     # A member that is missing is trained, the others are kept; each has its own random numbers. The pictures are new.
-    train_teacher(examples, taught.folder.parent, replace(CONFIG, members=3))
+    train_teacher(examples, taught.folder.parent, replace(CONFIG, members=CONFIG.members * 3))
     assert trained == ["teacher"] and lost.read_bytes() != before
-    hashes = {file_hash(path) for path in taught.folder.parent.glob("member*/decoder.safetensors")}
+    hashes = {file_hash(path) for path in taught.folder.parent.glob("member*/teacher.safetensors")}
     assert len(hashes) == 3
 
 
 def test_it_learns(examples, tmp_path):
     """Infrared is the photo's inverse here: after some steps the error is far below that of the best constant."""
     loop = replace(LOOP, steps=60, batch_size=6, learning_rate=1e-2, warmup_steps=5, log_every=10)
-    train_teacher(examples, tmp_path, replace(CONFIG, loop=loop, width=16, dropout=0.0))
+    train_teacher(examples, tmp_path, replace(CONFIG, loop=loop, members=(Member(width=16, dropout=0.0),)))
     history = json.loads((tmp_path / "member0" / "history.json").read_text())["history"]
     levels = [np.asarray(Image.open(example.infrared), dtype=float) / 255 for example in examples if example.visible]
     assert history[-1]["loss"] < 0.3 * np.mean([level.var() for level in levels])
@@ -145,7 +150,7 @@ def test_it_learns(examples, tmp_path):
 def test_decoder_and_picture_for_any_size(size):
     decoder = PictureDecoder(16, 0.2).eval()
     photo, _ = draw_scene(3, size)
-    [picture] = predict([decoder], load_network(), photo, 64)
+    [picture] = predict([PictureNetwork(load_network(), decoder)], photo, 64)
     assert (picture.mode, picture.size) == ("L", size)
     maps = [
         torch.randn(2, channels, 16 // 2**level, 12 // 2**level) for level, channels in enumerate((24, 40, 112, 320))
@@ -155,13 +160,10 @@ def test_decoder_and_picture_for_any_size(size):
 
 def test_the_picture_of_a_mirror_image_is_the_mirror_image_of_the_picture():
     torch.manual_seed(0)
-    decoders = [PictureDecoder(16, 0.2).eval() for _ in range(2)]
+    members = [PictureNetwork(load_network(), PictureDecoder(16, 0.2)).eval() for _ in range(2)]
     photo, _ = draw_scene(5, (96, 64))
     mirror = Image.Transpose.FLIP_LEFT_RIGHT
-    [one], [other] = (
-        predict(decoders, load_network(), photo, 64),
-        predict(decoders, load_network(), photo.transpose(mirror), 64),
-    )
+    [one], [other] = predict(members, photo, 64), predict(members, photo.transpose(mirror), 64)
     difference = np.abs(np.asarray(one, dtype=int) - np.asarray(other.transpose(mirror), dtype=int))
     assert difference.max() <= 1 and np.asarray(one).std() > 0
 
@@ -369,7 +371,25 @@ def test_a_missing_network_is_explained(examples, tmp_path, monkeypatch):
     monkeypatch.setattr("diffv2ir.training.teacher.imagenet_network", missing)
     with pytest.raises(TrainingError, match="pip install it"):
         train_teacher(examples, tmp_path, CONFIG)
-    with pytest.raises(ValueError, match="members must be at least 1, got 0"):
-        replace(CONFIG, members=0)
+    with pytest.raises(ValueError, match="at least one of members"):
+        replace(CONFIG, members=())
     with pytest.raises(ValueError, match="width must be a multiple of 8, got 20"):
-        replace(CONFIG, width=20)
+        Member(width=20)
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_imagenet_weights_learn_where_that_is_asked_for(examples, tmp_path, finetune):
+    """Its statistics stay those of ImageNet, and the network that others use stays as it is."""
+    before = {name: value.clone() for name, value in load_network().state_dict().items()}
+    member = Member(finetune, width=16, steps=1, learning_rate=1e-2)
+    train_teacher(examples, tmp_path, replace(CONFIG, members=(Member(width=16), member)))
+    after = load_file(tmp_path / "member1" / "teacher.safetensors")
+    changed = {
+        name for name, value in before.items() if "_fc" not in name and not value.equal(after[f"network.{name}"])
+    }
+    statistics = {name for name in changed if "running" in name or "tracked" in name}
+    assert bool(changed) == finetune and not statistics
+    assert all(value.equal(before[name]) for name, value in load_network().state_dict().items())
+    histories = [json.loads((tmp_path / f"member{n}" / "history.json").read_text()) for n in range(2)]
+    assert [history["config"]["steps"] for history in histories] == [LOOP.steps, 1]
+    assert [history["config"]["seed"] for history in histories] == [0, 1]

@@ -68,7 +68,8 @@ def _convert(value: Any, hint: Any) -> Any:
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
             return from_mapping(value, option)
         if typing.get_origin(option) is tuple and isinstance(value, list):
-            return tuple(value)
+            element = typing.get_args(option)[0]
+            return tuple(_convert(item, element) if dataclasses.is_dataclass(element) else item for item in value)
         if option is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             return float(value)  # YAML reads 1e-4 as a string
         kind = typing.get_origin(option) or option

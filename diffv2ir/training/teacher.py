@@ -1,16 +1,18 @@
 """A teacher for phase 2 of a small UNet: what a network that knows things can tell of infrared from a photo.
 
 A UNet from scratch does not learn from a few hundred pairs what people, leaves and walls are. EfficientNet-Lite0 learnt
-it from ImageNet; a small decoder on its features learns in minutes where a scene is warm. The pictures that it predicts
-for the photos of the training set are a part of phase 2's target (`PhaseConfig.teacher_share`; Hinton et al. 2015).
-Neither network is needed to use the bundle, and neither is in it.
+it from ImageNet; with a small decoder on its features it learns from the pairs where a scene is warm. The pictures that
+it predicts for the photos of the training set are a part of phase 2's target (`PhaseConfig.teacher_share`; Hinton et
+al. 2015). It is not needed to use the bundle, and not in it.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -42,37 +44,58 @@ _POOLED = 1280
 _GROUPS = 8
 # How its edges are those of the photo, in places of its coarse picture (`follow_edges`).
 _EDGE_RADIUS, _EDGE_BLUR = 4, 0.5
-_WEIGHTS = "decoder.safetensors"
-# In its header.
-_BANDS = "bands"
+_WEIGHTS = "teacher.safetensors"
+# In its header: what it can be asked for, and the shorter side of the photos that it was trained on.
+_BANDS, _SIDE = "bands", "side"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of a teacher.
+
+    Attributes:
+        finetune: EfficientNet's weights are trained as well, all but the statistics of its normalisations.
+        width: channels of the decoder, a multiple of 8.
+        dropout: share of the feature channels that a sample goes without.
+        steps, learning_rate: in place of those of the teacher's loop.
+    """
+
+    finetune: bool = False
+    width: int = 48
+    dropout: float = 0.2
+    steps: int | None = None
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.width % _GROUPS or self.width < 1:
+            raise ValueError(f"width must be a multiple of {_GROUPS}, got {self.width}")
+
+    def loop(self, common: LoopConfig, number: int) -> LoopConfig:
+        """How member `number` of a teacher is trained."""
+        own = {name: value for name in ("steps", "learning_rate") if (value := getattr(self, name)) is not None}
+        return replace(common, seed=common.seed + number, **own)
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """A decoder on ImageNet features.
+    """Networks whose mean is the teacher: the more they differ, the more of their errors it evens out.
 
     Attributes:
-        view: each view has one crop, whose features are made once.
-        members: decoders that are trained, each from its own random numbers; the picture is the mean of theirs.
-        width: channels of a decoder, a multiple of 8.
-        dropout: share of the feature channels that a sample goes without.
+        view: each view has one crop, which stays in memory: about 0.2 MB.
+        members: the networks; each has its own random numbers.
         kinds, source_weights, validation_fraction: as in `PhaseConfig`, and those of the phases that learn from it.
     """
 
     loop: LoopConfig
     view: ViewConfig = ViewConfig()
-    members: int = 1
-    width: int = 48
-    dropout: float = 0.2
+    members: tuple[Member, ...] = (Member(),)
     kinds: tuple[str, ...] = ("pairs",)
     source_weights: dict[str, float] = field(default_factory=dict)
     validation_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.members < 1:
-            raise ValueError(f"members must be at least 1, got {self.members}")
-        if self.width % _GROUPS or self.width < 1:
-            raise ValueError(f"width must be a multiple of {_GROUPS}, got {self.width}")
+        if not self.members:
+            raise ValueError("a teacher has at least one of members")
 
 
 class PictureDecoder(nn.Module):
@@ -118,23 +141,48 @@ def _resize(values: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
 
 
+class PictureNetwork(nn.Module):
+    """A photo -> gray levels, one for every `STRIDE` pixels a side, by band: EfficientNet-Lite0 and a decoder."""
+
+    def __init__(self, network: EfficientNetLite0, decoder: PictureDecoder):
+        super().__init__()
+        self.network, self.decoder = network, decoder
+        network._fc = nn.Identity()  # ImageNet's classes are not asked for
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        return self.decoder.bands
+
+    def train(self, mode: bool = True) -> PictureNetwork:
+        """As in torch, but EfficientNet keeps normalising by ImageNet's statistics: batches here are small."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, photos: Tensor) -> Tensor:
+        """(N, 3, H, W) as `network_pixels` gives them -> (N, B, H/4, W/4), of which -0.5 is black and 0.5 white."""
+        maps = self.network.maps(photos)
+        pooled = self.network.pooled(maps[-1])
+        coarse = F.avg_pool2d((photos * 128 + 127) / 255 - 0.5, STRIDE, ceil_mode=True)
+        return self.decoder(coarse, maps[1:], pooled)
+
+
 def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConfig) -> Path:
     """Train on the pairs of `examples`; returns `output/pictures`, one gray PNG an example and band of theirs.
 
     Resumable, idempotent.
 
     Raises:
-        TrainingError: the package with the ImageNet weights is not installed, or `output` holds a decoder of another
+        TrainingError: the package with the ImageNet weights is not installed, or `output` holds a network of another
             width. See also `Loop`.
     """
-    network = load_network()
     chosen = [e for e in examples if e.kind in config.kinds and e.visible and e.infrared]
     pictures = PictureFolder(output / PICTURES)
-    decoders = _trained_decoders(network, chosen, output, config)
-    bands = decoders[0].bands
+    members = _trained_members(chosen, output, config)
+    bands = members[0].bands
     missing = [e for e in chosen if not all(pictures.path(e, band).is_file() for band in bands)]
     for example in tqdm(missing, desc="teacher's pictures", disable=not missing, mininterval=5):
-        drawn = predict(decoders, network, load_rgb(example.visible), config.view.crop, bands)
+        drawn = predict(members, load_rgb(example.visible), config.view.crop, bands)
         for band, picture in zip(bands, drawn, strict=True):
             write_file_atomically(pictures.path(example, band), picture.save)
     return pictures.folder
@@ -152,102 +200,99 @@ def load_network() -> EfficientNetLite0:
         raise TrainingError(str(error)) from error
 
 
-def _trained_decoders(
-    network: EfficientNetLite0, examples: list[Example], output: Path, config: TeacherConfig
-) -> list[PictureDecoder]:
-    """The members, after training. The features of all views stay in memory meanwhile: about 0.5 MB a view."""
-    folders = [output / f"member{number}" for number in range(config.members)]
+def _trained_members(examples: list[Example], output: Path, config: TeacherConfig) -> list[PictureNetwork]:
+    """The members, after training. The crops of all views stay in memory meanwhile."""
+    folders = [output / f"member{number}" for number in range(len(config.members))]
     if not all((folder / _WEIGHTS).is_file() for folder in folders):
-        shutil.rmtree(output / PICTURES, ignore_errors=True)  # those of fewer decoders, or of others
-        views, variants = Views(config.view, config.loop.seed), range(config.view.variants)
-        seen = [
-            [_look(views, example, variant, network, config.view.crop) for variant in variants]
-            for example in tqdm(examples, desc="ImageNet features", mininterval=5)
-        ]
+        shutil.rmtree(output / PICTURES, ignore_errors=True)  # those of fewer members, or of others
+        crops = cut_crops(examples, config)
         weights = example_weights(config.source_weights, examples)
         bands = [known_band(example.band) for example in examples]
-        for number, folder in enumerate(folders):
+        for number, (member, folder) in enumerate(zip(config.members, folders, strict=True)):
             if not (folder / _WEIGHTS).is_file():
-                loop = replace(config.loop, seed=config.loop.seed + number)
-                _train_decoder(seen, bands, weights, folder, loop, config)
-    decoders = [_load_decoder(folder / _WEIGHTS) for folder in folders]
-    for decoder, folder in zip(decoders, folders, strict=True):
-        if decoder.out.in_channels != config.width:
+                train_member(crops, bands, weights, folder, member, member.loop(config.loop, number))
+    members = [_load_member(folder / _WEIGHTS) for folder in folders]
+    for network, member, folder in zip(members, config.members, folders, strict=True):
+        if network.decoder.out.in_channels != member.width:
             raise TrainingError(f"{folder} was trained with another width: choose another output folder")
-    return decoders
+    return members
 
 
-def _load_decoder(path: Path) -> PictureDecoder:
+def _load_member(path: Path) -> PictureNetwork:
     weights = load_file(path)
-    decoder = PictureDecoder(weights["out.weight"].shape[1], dropout=0.0, bands=_bands_of(path)).eval()
-    decoder.load_state_dict(weights)
-    return decoder
+    decoder = PictureDecoder(weights["decoder.out.weight"].shape[1], dropout=0.0, bands=_bands_of(path))
+    member = PictureNetwork(EfficientNetLite0(), decoder).eval().requires_grad_(False)
+    member.load_state_dict(weights)
+    return member
 
 
-def _train_decoder(
-    seen: list[list[tuple[Tensor, ...]]],
-    bands: list[str],
+def cut_crops(examples: Sequence[Example], config: TeacherConfig) -> list[list[tuple[Tensor, Tensor]]]:
+    """The crops of all views of all examples: photo (3, H, W) uint8, infrared picture (1, H/4, W/4) float16."""
+    views, variants = Views(config.view, config.loop.seed), range(config.view.variants)
+
+    def crops(example: Example) -> list[tuple[Tensor, Tensor]]:
+        return [_crop(views, example, variant, config.view.crop) for variant in variants]
+
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(crops, examples), desc="views", total=len(examples), mininterval=5))
+
+
+def train_member(
+    crops: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    bands: Sequence[str],
     weights: list[float] | None,
     output: Path,
+    config: Member,
     loop: LoopConfig,
-    config: TeacherConfig,
-) -> None:
+) -> PictureNetwork:
     """Train one member on the crops of all examples, each in its band, and write its weights into `output`."""
     known = [band for band in BANDS if band in bands]
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
-        drawn = [seen[draw.index][draw.epoch % config.view.variants] for draw in draws]
+        drawn = [crops[draw.index][draw.epoch % len(crops[draw.index])] for draw in draws]
         device = next(model.parameters()).device
-        photos, infrared, pooled, *maps = (torch.stack(parts).to(device).float() for parts in zip(*drawn, strict=True))
+        photos, infrared = (torch.stack(parts).to(device).float() for parts in zip(*drawn, strict=True))
         channels = [known.index(bands[draw.index]) for draw in draws]
-        predicted = model(photos, maps, pooled)[torch.arange(len(draws)), channels]
+        photos = photos.sub(127).div(128).contiguous(memory_format=torch.channels_last)
+        predicted = model(photos)[torch.arange(len(draws)), channels]
         return {"loss": F.mse_loss(predicted[:, None], infrared)}
 
     torch.manual_seed(loop.seed)
-    decoder = PictureDecoder(config.width, config.dropout, known)
+    network = copy.deepcopy(load_network()).requires_grad_(config.finetune)
+    member = PictureNetwork(network, PictureDecoder(config.width, config.dropout, known))
+    side = crops[0][0][0].shape[-1]
 
     def write(path: Path, model: nn.Module) -> None:
-        save_file(model.state_dict(), path, {_BANDS: json.dumps(known)})
+        save_file(model.state_dict(), path, {_BANDS: json.dumps(known), _SIDE: str(side)})
 
     def save(folder: Path, model: nn.Module) -> None:
         write(folder / _WEIGHTS, model)
 
-    training = Loop(loop, output, decoder, loss, len(seen), weights=weights, name="teacher", save=save)
+    training = Loop(loop, output, member, loss, len(crops), weights=weights, name="teacher", save=save)
     trained = training.run()
-    (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": training.history}))
+    (output / "history.json").write_text(json.dumps({"config": asdict(loop), "history": training.history}))
     write_file_atomically(output / _WEIGHTS, lambda path: write(path, trained))
+    return trained
 
 
-def _look(views: Views, example: Example, variant: int, network: EfficientNetLite0, crop: int) -> tuple[Tensor, ...]:
-    """One crop as float16: photo and infrared picture at 1 / `STRIDE`, pooled features, feature maps."""
+def _crop(views: Views, example: Example, variant: int, crop: int) -> tuple[Tensor, Tensor]:
     cut = views.cut({"visible": example.visible, "infrared": example.infrared}, example, variant)
     width, height = cut["visible"].size
     top, left = views.place(example, variant, (height - crop, width - crop))
-    photo, infrared = (cut[role].crop((left, top, left + crop, top + crop)) for role in ("visible", "infrared"))
-    maps, pooled = _features(network, photo)
-    return tuple(part[0].half() for part in (_coarse(photo), _coarse(infrared)[:, :1], pooled, *maps))
-
-
-@torch.inference_mode()
-def _features(network: EfficientNetLite0, photo: Image.Image) -> tuple[list[Tensor], Tensor]:
-    """Maps at strides 4 to 32 and pooled features of one photo."""
-    maps = network.maps(network_pixels(photo)[None].contiguous(memory_format=torch.channels_last))
-    return maps[1:], network.pooled(maps[-1])
-
-
-def _coarse(image: Image.Image) -> Tensor:
-    """A picture (1, 3, H / `STRIDE`, W / `STRIDE`) in [-0.5, 0.5]."""
-    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1)[None] / 255 - 0.5
-    return F.avg_pool2d(pixels, STRIDE, ceil_mode=True)
+    photo, infrared = (
+        torch.from_numpy(np.array(cut[role].crop((left, top, left + crop, top + crop)))).permute(2, 0, 1)
+        for role in ("visible", "infrared")
+    )
+    return photo.contiguous(), F.avg_pool2d(infrared[None, :1].float() / 255 - 0.5, STRIDE, ceil_mode=True)[0].half()
 
 
 def teacher_hash(folder: Path) -> list[str]:
-    """What the answers of the finished teacher in a folder depend on: SHA-256 of each decoder.
+    """What the answers of the finished teacher in a folder depend on: SHA-256 of each member.
 
     Raises:
         TrainingError: the folder holds no finished teacher.
     """
-    return [file_hash(path) for path in _decoder_files(folder)]
+    return [file_hash(path) for path in _member_files(folder)]
 
 
 def teacher_bands(folder: Path) -> tuple[str, ...]:
@@ -256,15 +301,19 @@ def teacher_bands(folder: Path) -> tuple[str, ...]:
     Raises:
         TrainingError: the folder holds no finished teacher.
     """
-    return _bands_of(_decoder_files(folder)[0])
+    return _bands_of(_member_files(folder)[0])
 
 
-def _bands_of(decoder: Path) -> tuple[str, ...]:
-    with safe_open(decoder, "pt") as file:
-        return tuple(json.loads(file.metadata()[_BANDS]))
+def _bands_of(member: Path) -> tuple[str, ...]:
+    return tuple(json.loads(_header(member)[_BANDS]))
 
 
-def _decoder_files(folder: Path) -> list[Path]:
+def _header(member: Path) -> dict[str, str]:
+    with safe_open(member, "pt") as file:
+        return file.metadata()
+
+
+def _member_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob(f"member*/{_WEIGHTS}"))
     if not files:
         raise TrainingError(f"{folder} holds no finished teacher: python -m train.teacher --output {folder}")
@@ -275,25 +324,23 @@ class Teacher:
     """The finished teacher of a folder that `train_teacher` wrote: any number of photos, when they are needed.
 
     Raises:
-        TrainingError: the folder holds no finished teacher, or the ImageNet weights are not installed.
+        TrainingError: the folder holds no finished teacher.
     """
 
     def __init__(self, folder: Path):
-        files = _decoder_files(folder)
+        files = _member_files(folder)
         self.hash = teacher_hash(folder)
-        self._network, self._decoders = load_network(), [_load_decoder(path) for path in files]
-        stored = json.loads((files[0].parent / "history.json").read_text(encoding="utf-8"))
-        self._side = stored["config"]["view"]["crop"]
+        self._members = [_load_member(path) for path in files]
+        self._side = int(_header(files[0])[_SIDE])
 
     def picture(self, photo: Image.Image, band: str) -> Image.Image:
         """What `predict` gives for an RGB photo in one band, without its mirror image."""
-        return predict(self._decoders, self._network, photo, self._side, [band], mirror=False)[0]
+        return predict(self._members, photo, self._side, [band], mirror=False)[0]
 
 
 @torch.inference_mode()
 def predict(
-    decoders: Sequence[PictureDecoder],
-    network: EfficientNetLite0,
+    members: Sequence[PictureNetwork],
     photo: Image.Image,
     side: int,
     bands: Sequence[str] = BANDS[:1],
@@ -301,17 +348,16 @@ def predict(
 ) -> list[Image.Image]:
     """The teacher's infrared pictures of a photo, one a band: gray, of the photo's size, with its edges.
 
-    The mean of what the decoders predict for the photo and, with `mirror`, for its mirror image, each with the shorter
+    The mean of what the members predict for the photo and, with `mirror`, for its mirror image, each with the shorter
     side `side`.
     """
-    channels = [decoders[0].bands.index(band) for band in bands]
-    small = resize_shorter(photo, side)
+    channels = [members[0].bands.index(band) for band in bands]
+    pixels = network_pixels(resize_shorter(photo, side))[None]
     levels = []
     for mirrored in (False, True) if mirror else (False,):
-        view = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else small
-        maps, pooled = _features(network, view)
-        for decoder in decoders:
-            predicted = decoder(_coarse(view), maps, pooled)[0, channels] + 0.5
+        view = (pixels.flip(-1) if mirrored else pixels).contiguous(memory_format=torch.channels_last)
+        for member in members:
+            predicted = member(view)[0, channels] + 0.5
             levels.append(predicted.flip(-1) if mirrored else predicted)
     coarse, seen = torch.stack(levels).mean(0).clamp(0, 1).numpy(), brightness(photo)
     return [from_levels(follow_edges(picture, seen, _EDGE_RADIUS, _EDGE_BLUR)) for picture in coarse]
