@@ -13,9 +13,14 @@ from functools import partial
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 # Variance of brightness, which spans [0, 1], below which the photo counts as flat: noise is no edge.
 _FLAT = 5e-4
+# The weights of red, green and blue in gray, as Pillow has them.
+_GRAY = (0.299, 0.587, 0.114)
 # The same for each of three colours, where a mask follows them.
 _FLAT_COLOUR = 1e-3
 
@@ -51,6 +56,35 @@ def follow_edges(
         cv2.resize(mean(field), photo.shape[::-1], interpolation=cv2.INTER_LINEAR) for field in (slope, offset)
     )
     return (slope * photo + offset).clip(0, 1)
+
+
+def follow_edges_of_batch(pictures: Tensor, photos: Tensor, radius: int, blur: float, flat: float = _FLAT) -> Tensor:
+    """`follow_edges` on the device, but for the last decimals.
+
+    Args:
+        pictures: (N, 1, h, w) in [0, 1]. photos: brightness (N, 1, H, W), whole multiples of h and w or as large.
+        radius, blur, flat: as there; `blur` at least 0.1.
+
+    Returns: (N, 1, H, W).
+    """
+    guides = F.adaptive_avg_pool2d(photos, pictures.shape[-2:])
+    reach = round(4 * blur)  # as OpenCV, which cuts it off there
+    places = torch.arange(-reach, reach + 1, device=photos.device, dtype=photos.dtype)
+    line = (-(places**2) / (2 * blur**2)).exp()
+    line = line / line.sum()
+    guides = F.conv2d(F.pad(guides, [reach] * 4, mode="reflect"), (line[:, None] * line)[None, None])
+
+    def mean(values: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(values, [radius] * 4, mode="reflect"), 2 * radius + 1, stride=1)
+
+    guide_means, picture_means = mean(guides), mean(pictures)
+    slopes = (mean(guides * pictures) - guide_means * picture_means) / (mean(guides**2) - guide_means**2 + flat)
+    offsets = picture_means - slopes * guide_means
+    slopes, offsets = (
+        F.interpolate(mean(fields), photos.shape[-2:], mode="bilinear", align_corners=False)
+        for fields in (slopes, offsets)
+    )
+    return (slopes * photos + offsets).clamp(0, 1)
 
 
 def follow_colours(masks: Iterable[np.ndarray], photo: np.ndarray, radius: int) -> list[np.ndarray]:
@@ -97,6 +131,11 @@ def follow_colours(masks: Iterable[np.ndarray], photo: np.ndarray, radius: int) 
 def _window_mean(values: np.ndarray, radius: int) -> np.ndarray:
     """The mean over the window around each place, of each channel."""
     return cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT_101)
+
+
+def gray_levels(photos: Tensor) -> Tensor:
+    """Brightness (N, 1, H, W) of photos (N, 3, H, W)."""
+    return (photos * photos.new_tensor(_GRAY)[:, None, None]).sum(1, keepdim=True)
 
 
 def brightness(image) -> np.ndarray:

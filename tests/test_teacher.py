@@ -107,7 +107,7 @@ def test_some_views_are_of_the_teachers_other_band(two_bands, drawn, tmp_path, s
     for example in two_bands[:2]:
         other = next(band for band in BANDS if band != example.band)
         cache = LatentCache(tmp_path, vae, view, None, 0, Taught(drawn, 0.5, BANDS, share))
-        bands = [cache.band(example, epoch) for epoch in range(80)]
+        bands = [cache.band_of_view(example, epoch) for epoch in range(80)]
         assert bands[:40] == bands[40:] and abs(bands.count(other) / 80 - share) < 0.2
         assert len(set(bands)) == (1 if share in (0, 1) else 2)
         # The target of such a view is the teacher's picture alone, whatever the share of its pictures is else.
@@ -118,7 +118,7 @@ def test_some_views_are_of_the_teachers_other_band(two_bands, drawn, tmp_path, s
             assert torch.equal(
                 cache.load(example, epoch)["infrared"], alone.load(replace(example, band=other), epoch)["infrared"]
             )
-    assert LatentCache(tmp_path, vae, view, None).band(two_bands[1], 0) == "NIR"
+    assert LatentCache(tmp_path, vae, view, None).band_of_view(two_bands[1], 0) == "NIR"
 
 
 def test_a_finished_teacher_is_not_trained_again_and_a_lost_picture_is_made_again(examples, taught, monkeypatch):

@@ -32,7 +32,7 @@ from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter, to_tensor
-from diffv2ir.training.loop import mix_seed
+from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
 from diffv2ir.vlum.prompt import BANDS, known_band
 
@@ -346,8 +346,16 @@ class LatentCache:
             paths["segmentation"] = self.maps.path(example)
         return {role: path for role, path in paths.items() if path}
 
-    def band(self, example: Example, epoch: int) -> str:
-        """The band of the infrared picture in the view that belongs to `epoch`: the camera's, or another."""
+    def batch(self, examples: Sequence[Example], draws: Sequence[Draw]) -> list[dict[str, Tensor]]:
+        """The crops that belong to the draws of a training, see `load`."""
+        return [self.load(example, draw.epoch) for example, draw in zip(examples, draws, strict=True)]
+
+    def band(self, example: Example, draw: Draw) -> str:
+        """The band of the infrared picture in the view that belongs to a draw: the camera's, or another."""
+        return self.band_of_view(example, draw.epoch)
+
+    def band_of_view(self, example: Example, epoch: int) -> str:
+        """The band of the infrared picture in the view that belongs to `epoch`."""
         own = known_band(example.band)
         if not self._teacher or not self._teacher.other_band:  # asked at every draw: nothing to draw for
             return own
@@ -358,7 +366,7 @@ class LatentCache:
         return others[random_integer(len(others) - 1, generator)]
 
     def _cut(self, example: Example, variant: int) -> dict[str, Image.Image]:
-        band = self.band(example, variant)
+        band = self.band_of_view(example, variant)
         if self._mixer is not None:
             generator = self._cutter.generator(example, variant, _MIX)
             if (partner := self._mixer.partner(generator)) is not None:
@@ -426,7 +434,7 @@ class LatentCache:
         if "segmentation" in (roles := self.roles(example)):  # the name of a map of ours is its content's key
             given = example.segmentation
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
-        band = self.band(example, variant)
+        band = self.band_of_view(example, variant)
         taught = (file_hash(self._teacher.pictures.path(example, band)), self._teacher.share) if self._teacher else ()
         mixed = (self._mixer.key, band) if self._mixer else ()
         view = asdict(self.view) | {"variants": None}

@@ -51,6 +51,7 @@ from diffv2ir.training.diffusion import (
     build_unet,
     dropped_conditions,
 )
+from diffv2ir.training.fresh import FreshViews
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
 from diffv2ir.training.seeing import FeatureTarget
 from diffv2ir.training.teacher import Teacher, load_network, teacher_bands
@@ -61,6 +62,8 @@ from diffv2ir.vlum.prompt import known_band
 logger = logging.getLogger(__name__)
 
 PHASES = ("base", "1", "2", "3")
+# Views that are made at a time where a training does not say how many.
+_TOGETHER = 16
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -111,6 +114,8 @@ class PhaseConfig:
         other_band: share of the views whose prompt asks for another band than the camera's, and whose target is the
             teacher's picture of it: that a photo is of some data set does not say which band is wanted.
         teacher_mix: share of the views that are made of two photos, with what the teacher sees in them as the target.
+        fresh_views: phases 2 and 3: each draw has a view of its own (`FreshViews`), in place of one of `view.variants`
+            that are made before. All photos stay in memory, and the target is the teacher's picture alone.
         seeing: phases 2 and 3: weight of a second loss, how far the middle of the UNet is from what EfficientNet-Lite0
             sees in the photo (`SeeingUNet`); 0 = none. The network and the head that is compared stay behind.
     """
@@ -137,6 +142,7 @@ class PhaseConfig:
     teacher_share: float = 0.0
     other_band: float = 0.0
     teacher_mix: float = 0.0
+    fresh_views: bool = False
     seeing: float = 0.0
     defaults: dict = field(default_factory=dict)
 
@@ -156,6 +162,8 @@ class PhaseConfig:
                 raise ValueError(f"{name} is for phases 2 and 3: a teacher looks at photos and predicts infrared")
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.fresh_views and self.teacher_share != 1:
+            raise ValueError("fresh_views needs teacher_share 1: what a camera saw is not made anew")
         if self.other_band and not self.teacher_share:
             raise ValueError("other_band needs teacher_share: only a teacher has pictures of another band")
         if self.other_band and self.fixed_prompt is not None:
@@ -280,7 +288,11 @@ def train_phase(
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
-        batch = [_sample(config, latents, captions, chosen[draw.index], draw) for draw in draws]
+        drawn = [chosen[draw.index] for draw in draws]
+        batch = [
+            _sample(config, views, latents.band(example, draw), captions, example, draw)
+            for views, example, draw in zip(latents.batch(drawn, draws), drawn, draws, strict=True)
+        ]
         targets, texts, conditions, features = zip(*batch, strict=True)
         joined = None if conditions[0] is None else torch.stack(conditions)
         seeing = partial(_seeing_loss, trained, config.seeing, features) if config.seeing else None
@@ -343,7 +355,11 @@ def check_teacher(config: PhaseConfig, teacher: Path | None, examples: Sequence[
         wanted = bands if config.other_band else [known_band(example.band)]
         return not all(pictures.path(example, band).is_file() for band in wanted)
 
-    if config.teacher_share and (untaught := [example for example in examples if lacks(example)]):
+    if (
+        config.teacher_share
+        and not config.fresh_views
+        and (untaught := [example for example in examples if lacks(example)])
+    ):
         raise DataError(
             f"{len(untaught)} of {len(examples)} photos have no picture in {teacher}, {untaught[0].visible.name} for "
             "one: train the teacher on the kinds and scenes that the phase uses"
@@ -405,7 +421,7 @@ def _fill_caches(
     vlum: Path,
     teacher: Path | None = None,
     unseen: Mapping[str, str] | None = None,
-) -> tuple[LatentCache, CaptionCache]:
+) -> tuple[LatentCache | FreshViews, CaptionCache]:
     """Make what is missing of captions, maps and latents; only what this phase reads.
 
     The models that make it then leave the device: the training itself only needs the text encoder.
@@ -428,6 +444,13 @@ def _fill_caches(
         captions = CaptionCache(cache, captioner, processor, always=config.own_captions, unseen=unseen)
         captions.fill(examples)
         captioner.to("cpu")
+    network = load_network() if config.seeing else None
+    if config.fresh_views:
+        device = parts.vae.device
+        return FreshViews(
+            examples, parts.vae, config.view, maps and maps.path, Teacher(teacher).to(device), config.teacher_mix,
+            config.weights(examples), config.other_band, network and copy.deepcopy(network).to(device),
+        ), captions  # fmt: skip
     taught = None
     if config.teacher_share:
         pictures = PictureFolder(teacher / PICTURES)
@@ -436,16 +459,23 @@ def _fill_caches(
     if config.teacher_mix:
         whole = Teacher(teacher)
         mixer = Mixer(whole.picture, whole.hash, config.teacher_mix, examples, config.weights(examples))
-    network = load_network() if config.seeing else None
     latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught, mixer, network)
     latents.fill(examples)
     parts.vae.to("cpu")
     return latents, captions
 
 
-def _with_head(unet: UNet2DConditionModel, latents: LatentCache, examples: list[Example], seed: int) -> SeeingUNet:
+def _with_head(
+    unet: UNet2DConditionModel, latents: LatentCache | FreshViews, examples: list[Example], seed: int
+) -> SeeingUNet:
     """The UNet with a head for what the network sees, standardised over a view of each example."""
-    seen = torch.cat([latents.load(example, 0)["seen"].flatten(1) for example in examples], dim=1)  # [C, places]
+    draws = [Draw(position=number, epoch=0, index=number, seed=seed) for number in range(len(examples))]
+    views = [
+        view
+        for start in range(0, len(draws), _TOGETHER)
+        for view in latents.batch(examples[start : start + _TOGETHER], draws[start : start + _TOGETHER])
+    ]
+    seen = torch.cat([view["seen"].flatten(1).cpu() for view in views], dim=1)  # [C, places]
     torch.manual_seed(seed)
     return SeeingUNet(unet, FeatureTarget(seen))
 
@@ -460,10 +490,13 @@ def _seeing_loss(model: SeeingUNet, weight: float, features: Sequence[Tensor | N
 
 
 def _sample(
-    config: PhaseConfig, latents: LatentCache, captions: CaptionCache, example: Example, draw: Draw
+    config: PhaseConfig, views: dict[str, Tensor], band: str, captions: CaptionCache, example: Example, draw: Draw
 ) -> tuple[Tensor, str, Tensor | None, Tensor | None]:
-    """Target latent, prompt, condition latents, and features of the photo, with condition dropout applied."""
-    views = latents.load(example, draw.epoch)
+    """Target latent, prompt, condition latents, and features of the photo, with condition dropout applied.
+
+    Args:
+        views: the draw's, of `LatentCache` or `FreshViews`. band: of the target.
+    """
     # A stream of its own: the objective draws timestep and noise from `draw.generator()` itself.
     uniform = float(torch.rand((), generator=torch.Generator().manual_seed(draw.generator().initial_seed() ^ 0x5EED)))
     if config.phase == "1":
@@ -476,7 +509,7 @@ def _sample(
     segmentation = torch.zeros_like(views["visible"]) if null_map else views["segmentation"]
     prompt = config.fixed_prompt
     if prompt is None:
-        prompt = build_prompt(captions.caption(example), latents.band(example, draw.epoch))
+        prompt = build_prompt(captions.caption(example), band)
     prompt = "" if "T" in dropped else prompt
     features = None if "V" in dropped else views.get("seen")
     return views["infrared"], prompt, torch.cat([visible, segmentation]), features

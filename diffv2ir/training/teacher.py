@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffv2ir.data import Example
-from diffv2ir.edges import brightness, follow_edges
+from diffv2ir.edges import brightness, follow_edges, follow_edges_of_batch, gray_levels
 from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network, network_pixels
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels
@@ -329,13 +329,34 @@ class Teacher:
 
     def __init__(self, folder: Path):
         files = _member_files(folder)
-        self.hash = teacher_hash(folder)
+        self.hash, self.bands = teacher_hash(folder), _bands_of(files[0])
         self._members = [_load_member(path) for path in files]
         self._side = int(_header(files[0])[_SIDE])
 
     def picture(self, photo: Image.Image, band: str) -> Image.Image:
         """What `predict` gives for an RGB photo in one band, without its mirror image."""
         return predict(self._members, photo, self._side, [band], mirror=False)[0]
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move the members; returns the teacher."""
+        for member in self._members:
+            member.to(device)
+        return self
+
+    @torch.no_grad()
+    def pictures(self, photos: Tensor, bands: Sequence[str]) -> Tensor:
+        """As `picture`, of a batch on the device: photos (N, 3, H, W) in [0, 1], a band each -> (N, 1, H, W) in [0, 1].
+
+        Sides are multiples of half of `STRIDE`.
+        """
+        scale = self._side / min(photos.shape[-2:])
+        size = [round(scale * length) for length in photos.shape[-2:]]
+        small = F.interpolate(photos, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        pixels = ((small * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
+        channels = torch.tensor([self.bands.index(band) for band in bands], device=photos.device)
+        places = torch.arange(len(photos), device=photos.device)
+        coarse = torch.stack([member(pixels)[places, channels] for member in self._members]).mean(0) + 0.5
+        return follow_edges_of_batch(coarse[:, None].clamp(0, 1), gray_levels(photos), _EDGE_RADIUS, _EDGE_BLUR)
 
 
 @torch.inference_mode()

@@ -1,0 +1,209 @@
+"""Views that are made when they are asked for, a batch at a time and on the device, so that no two are the same.
+
+What a teacher sees is learnt as a function, and not photo by photo, where it is asked about ever other pictures (Beyer
+et al. 2022). Views that are kept on disk (`LatentCache`) are a few thousand, and a small UNet learns them by heart.
+These are cut, exposed, mixed, shown to the teacher and encoded as those are, in torch instead of Pillow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from diffv2ir.data import Example
+from diffv2ir.edges import gray_levels
+from diffv2ir.efficientnet import EfficientNetLite0
+from diffv2ir.pipeline import latent_stride
+from diffv2ir.training.cache import ViewConfig, encode_mode
+from diffv2ir.training.images import load_rgb, resize_shorter
+from diffv2ir.training.loop import Draw, mix_seed
+from diffv2ir.training.teacher import Teacher
+from diffv2ir.vlum.prompt import known_band
+
+# What random numbers are drawn for.
+_VIEW, _BAND = 11, 12
+# How many numbers a view of one photo needs, and mixing two.
+_OF_PHOTO, _OF_MIX = 7, 8
+
+
+@dataclass(frozen=True)
+class _Canvases:
+    """Pictures of all examples, each in the upper left corner of a square, which its last pixels fill up.
+
+    Attributes:
+        pictures: uint8 [N, 3, side, side]. sizes: height and width of each, float32 [N, 2].
+    """
+
+    pictures: Tensor
+    sizes: Tensor
+
+
+class FreshViews:
+    """What `LatentCache` has of the draws of a training, made anew for each; the target is always the teacher's.
+
+    All photos and maps stay in memory, at about the size of the views: 0.2 MB an example.
+
+    Args:
+        examples: those of the training, by the draws' index.
+        map_path: the segmentation map of an example; None = latents without "segmentation".
+        teacher, network, vae: on the device.
+        mix: share of the views that are made of two photos. weights: how often each example is the other one.
+        other_band: share of the views that ask for another band than the camera's.
+
+    Raises:
+        ValueError: the crop is not a whole number of latents.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        vae: nn.Module,
+        view: ViewConfig,
+        map_path: Callable[[Example], Path] | None,
+        teacher: Teacher,
+        mix: float = 0.0,
+        weights: Sequence[float] | None = None,
+        other_band: float = 0.0,
+        network: EfficientNetLite0 | None = None,
+    ):
+        stride = latent_stride(vae)
+        if view.crop % stride:
+            raise ValueError(f"crop must be a multiple of the autoencoder's {stride} pixels, got {view.crop}")
+        self.vae, self.view, self.teacher, self.network = vae, view, teacher, network
+        self.mix, self.other_band = mix, other_band
+        self.device = next(vae.parameters()).device
+        self._cumulative = torch.tensor(weights or [1.0] * len(examples), dtype=torch.float64).cumsum(0)
+        # Halfway between the smallest and the largest view.
+        side = round(view.resize * view.zoom**0.5)
+        self._photos = self._load([example.visible for example in examples], side, Image.Resampling.BICUBIC)
+        self._maps = None
+        if map_path is not None:
+            self._maps = self._load([map_path(example) for example in examples], side, Image.Resampling.NEAREST)
+
+    def band(self, example: Example, draw: Draw) -> str:
+        """The band that the view of a draw is asked for in: the camera's, or another."""
+        own = known_band(example.band)
+        others = [band for band in self.teacher.bands if band != own]
+        chance, which = self._random(draw, _BAND, 2)
+        if not others or chance >= self.other_band:
+            return own
+        return others[int(which * len(others))]
+
+    @torch.no_grad()
+    def batch(self, examples: Sequence[Example], draws: Sequence[Draw]) -> list[dict[str, Tensor]]:
+        """Latents of the draws' views, and "seen" where there is a network, as `LatentCache.batch`."""
+        pictures = self.pictures(draws)
+        photos = pictures["visible"]
+        pictures["infrared"] = self.teacher.pictures(
+            photos, [self.band(*pair) for pair in zip(examples, draws, strict=True)]
+        )
+        parameter = next(self.vae.parameters())
+        encoded = {}
+        for role, values in pictures.items():
+            images = (2 * values.expand(-1, 3, -1, -1) - 1).to(parameter.dtype, memory_format=torch.channels_last)
+            encoded[role] = encode_mode(self.vae, images).float()
+        if self.network is not None:
+            encoded["seen"] = self.network.maps((photos * 255 - 127) / 128)[-1]
+        return [{role: values[place] for role, values in encoded.items()} for place in range(len(draws))]
+
+    def pictures(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
+        """ "visible" and "segmentation" of the draws' views before they are encoded: (N, 3, crop, crop) in [0, 1]."""
+        numbers = np.array([self._random(draw, _VIEW, 2 * _OF_PHOTO + _OF_MIX) for draw in draws])
+        own, other, mixing = np.split(numbers, [_OF_PHOTO, 2 * _OF_PHOTO], axis=1)
+        places = np.array([draw.index for draw in draws])
+        views = self._cut(places, own)
+        partners = np.searchsorted(self._cumulative.numpy(), mixing[:, 0] * float(self._cumulative[-1]), side="right")
+        mixed = np.flatnonzero(mixing[:, 1] < self.mix)
+        if len(mixed):
+            for role, values in self._mixed(views, self._cut(partners[mixed], other[mixed]), mixed, mixing).items():
+                views[role] = values
+        return views
+
+    def _cut(self, places: np.ndarray, numbers: np.ndarray) -> dict[str, Tensor]:
+        """A view of each photo by its random numbers: zoom, place, mirror image and exposure; the map likewise."""
+        view = self.view
+        zoom, top, left, flip, *exposure = torch.from_numpy(numbers).float().T
+        sizes = self._photos.sizes[places]  # [N, 2]
+        window = view.crop / (view.resize * (1 + (view.zoom - 1) * zoom)) * sizes.min(dim=1).values
+        start = torch.stack([top, left], dim=1) * (sizes - window[:, None])  # [N, 2]
+        steps = (torch.arange(view.crop) + 0.5) / view.crop  # [crop]
+        mirrored = torch.where((view.flip & (flip < 0.5))[:, None], 1 - steps, steps)  # [N, crop]
+        side = self._photos.pictures.shape[-1]
+        y = (start[:, :1] + window[:, None] * steps) / side * 2 - 1
+        x = (start[:, 1:] + window[:, None] * mirrored) / side * 2 - 1
+        grid = torch.stack([x[:, None, :].expand(-1, view.crop, -1), y[:, :, None].expand(-1, -1, view.crop)], dim=-1)
+        grid = grid.to(self.device)
+
+        def sample(canvases: _Canvases, mode: str) -> Tensor:
+            whole = canvases.pictures[torch.from_numpy(places).to(self.device)].float() / 255
+            return F.grid_sample(whole, grid, mode=mode, padding_mode="border", align_corners=False)
+
+        photos = sample(self._photos, "bilinear")
+        views = {"visible": photos}
+        if view.jitter:
+            factors = ((2 * torch.stack(exposure) - 1) * view.jitter).exp()
+            views["visible"] = expose(photos, *factors.to(self.device)[:, :, None, None, None])
+        if self._maps is not None:
+            views["segmentation"] = sample(self._maps, "nearest")
+        return views
+
+    def _mixed(
+        self, views: Mapping[str, Tensor], others: Mapping[str, Tensor], mixed: np.ndarray, numbers: np.ndarray
+    ) -> dict[str, Tensor]:
+        """The views, of which those at the places `mixed` have a part of another: as `Mixer.mix`."""
+        pasted, weight, *box = torch.from_numpy(numbers[mixed, 2:]).float().to(self.device).T  # [M] each
+        steps = (torch.arange(self.view.crop, device=self.device) + 0.5) / self.view.crop
+
+        def within(one: Tensor, other: Tensor) -> Tensor:
+            low, high = torch.minimum(one, other)[:, None], torch.maximum(one, other)[:, None]
+            return (steps >= low) & (steps < high)  # [M, crop]
+
+        rectangle = (within(box[2], box[3])[:, :, None] & within(box[0], box[1])[:, None, :])[:, None].float()
+        paste = (pasted < 0.5)[:, None, None, None]
+        weight = weight[:, None, None, None]
+        result = dict(views)
+        for role, values in views.items():
+            # A map has the colours of its regions and none between them.
+            share = torch.where(paste, rectangle, weight if role == "visible" else (weight > 0.5).float())
+            result[role] = values.clone()
+            result[role][mixed] = values[mixed] + share * (others[role] - values[mixed])
+        return result
+
+    def _random(self, draw: Draw, purpose: int, count: int) -> list[float]:
+        generator = torch.Generator().manual_seed(mix_seed(draw.seed, draw.position, purpose))
+        return torch.rand(count, generator=generator).tolist()
+
+    def _load(self, paths: Sequence[Path], shorter: int, resampling: Image.Resampling) -> _Canvases:
+        def read(path: Path) -> np.ndarray:
+            image = resize_shorter(load_rgb(path), shorter, resampling)
+            # Of a panorama the middle.
+            width, height = (min(length, 2 * shorter) for length in image.size)
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            return np.array(image.crop((left, top, left + width, top + height))).transpose(2, 0, 1)
+
+        with ThreadPoolExecutor() as pool:
+            pictures = list(pool.map(read, paths))
+        sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.float32)
+        side = int(sizes.max())
+        squares = [
+            np.pad(picture, [(0, 0), *((0, side - length) for length in picture.shape[1:])], mode="edge")
+            for picture in pictures
+        ]
+        return _Canvases(torch.from_numpy(np.stack(squares)).to(self.device), sizes)
+
+
+def expose(photos: Tensor, gamma: Tensor, contrast: Tensor, colour: Tensor) -> Tensor:
+    """`expose_differently` of a batch: photos (N, 3, H, W) in [0, 1], a factor (N, 1, 1, 1) each."""
+    photos = photos**gamma
+    middle = gray_levels(photos).mean(dim=(2, 3), keepdim=True)
+    photos = (middle + contrast * (photos - middle)).clamp(0, 1)
+    gray = gray_levels(photos)
+    return (gray + colour * (photos - gray)).clamp(0, 1)

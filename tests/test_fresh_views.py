@@ -1,0 +1,220 @@
+"""Views made in torch are those that Pillow makes, and no two draws have the same."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_vae
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from make_data import draw_scene, make_manifest_dataset, make_start_folder
+from PIL import Image, ImageEnhance
+
+from diffv2ir.data import read_examples
+from diffv2ir.edges import brightness, follow_edges, follow_edges_of_batch, gray_levels
+from diffv2ir.pipeline import DiffV2IRPipeline
+from diffv2ir.training.cache import ViewConfig, encode_mode
+from diffv2ir.training.diffusion import PromptEncoder
+from diffv2ir.training.fresh import FreshViews, expose
+from diffv2ir.training.images import load_rgb, resize_shorter, to_tensor
+from diffv2ir.training.loop import Draw, LoopConfig
+from diffv2ir.training.phases import PhaseConfig, train_phase
+from diffv2ir.training.teacher import Member, Teacher, TeacherConfig, load_network, train_teacher
+
+VIEW = ViewConfig(resize=72, crop=64, zoom=1.5, jitter=0.3)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    everything = read_examples(make_manifest_dataset(tmp_path_factory.mktemp("data")), split="train")
+    pairs = [example for example in everything if example.kind == "pairs"]
+    return [replace(example, band="NIR" if number % 2 else "LWIR") for number, example in enumerate(pairs)]
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(examples, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    loop = LoopConfig(steps=40, batch_size=4, learning_rate=1e-2, warmup_steps=1, ema_decay=0.5)
+    train_teacher(examples, folder, TeacherConfig(loop, replace(VIEW, variants=2), (Member(width=16), Member(width=8))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def map_of(examples, tmp_path_factory):
+    """Maps of eight flat colours."""
+    folder, paths = tmp_path_factory.mktemp("maps"), {}
+    for number, example in enumerate(examples):
+        width, height = load_rgb(example.visible).size
+        small = np.random.default_rng(number).integers(0, 2, (4, 4, 3)).astype(np.uint8) * 255
+        paths[example.id] = folder / f"{number}.png"
+        Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST).save(paths[example.id])
+    return lambda example: paths[example.id]
+
+
+@pytest.fixture(scope="module")
+def make(examples, teacher_folder, map_of):
+    vae, teacher = make_vae().eval(), Teacher(teacher_folder)
+
+    def views(view=VIEW, **options):
+        return FreshViews(examples, vae, view, map_of, teacher, **options)
+
+    return views
+
+
+def draws_of(positions, count, seed=0):
+    return [Draw(position, 0, position % count, seed) for position in positions]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.sampled_from([(64, 64), (96, 64), (64, 128)]), st.sampled_from([1, 2]))
+def test_edges_are_followed_as_opencv_does_it(seed, size, coarser):
+    photo, infrared = draw_scene(seed, size)
+    small = infrared.resize([side // coarser for side in size], Image.Resampling.BOX)
+    expected = follow_edges(brightness(small), brightness(photo), 4, 0.5)
+    pictures, photos = (torch.from_numpy(brightness(image))[None, None] for image in (small, photo))
+    followed = follow_edges_of_batch(pictures, photos, 4, 0.5)[0, 0].numpy()
+    np.testing.assert_allclose(followed, expected, atol=2e-3)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.tuples(*[st.floats(0.7, 1.4)] * 3))
+def test_photos_are_exposed_as_pillow_does_it(seed, factors):
+    photo, _ = draw_scene(seed, (48, 40))
+    gamma, contrast, colour = factors
+    image = photo.point([round(255 * (value / 255) ** gamma) for value in range(256)] * 3)
+    expected = ImageEnhance.Color(ImageEnhance.Contrast(image).enhance(contrast)).enhance(colour)
+    batch = (to_tensor(photo)[None] + 1) / 2
+    exposed = expose(batch, *(torch.full((1, 1, 1, 1), factor) for factor in factors))
+    assert (exposed[0] * 255 - (to_tensor(expected) + 1) * 127.5).abs().max() < 4  # each step of Pillow's rounds
+    assert torch.equal(expose(batch, *torch.ones(3, 1, 1, 1, 1)).round(decimals=5), batch.round(decimals=5))
+    assert (gray_levels(batch)[0, 0].numpy() - brightness(photo)).max() < 0.01
+
+
+def test_the_teacher_answers_a_batch_as_it_answers_photo_by_photo(teacher_folder):
+    teacher = Teacher(teacher_folder)
+    photos = [draw_scene(seed, (96, 64))[0] for seed in range(4)]
+    bands = ["LWIR", "NIR", "NIR", "LWIR"]
+    batch = torch.stack([(to_tensor(photo) + 1) / 2 for photo in photos])
+    answers = teacher.pictures(batch, bands)
+    assert answers.shape == (4, 1, 64, 96) and teacher.bands == ("LWIR", "NIR")
+    for photo, band, answer in zip(photos, bands, answers, strict=True):
+        expected = np.asarray(teacher.picture(photo, band), dtype=float)
+        assert np.abs(answer[0].numpy() * 255 - expected).mean() < 1.5
+
+
+def test_a_view_is_a_window_of_photo_and_map(examples, make, map_of):
+    """Without zoom, exposure and partner it is what Pillow cuts at that place."""
+    view = replace(VIEW, zoom=1.0, jitter=0.0)
+    fresh = make(view)
+    draws = draws_of(range(12), len(examples))
+    pictures = fresh.pictures(draws)
+    assert pictures["visible"].shape == pictures["segmentation"].shape == (12, 3, 64, 64)
+    flips = 0
+    for draw, photo, plan in zip(draws, pictures["visible"], pictures["segmentation"], strict=True):
+        example = examples[draw.index]
+        whole = (to_tensor(resize_shorter(load_rgb(example.visible), view.resize)) + 1) / 2
+        candidates = {
+            (mirrored, top, left): float((crop - photo).abs().mean())
+            for mirrored, picture in ((False, whole), (True, whole.flip(-1)))
+            for top in range(whole.shape[1] - 63)
+            for left in range(whole.shape[2] - 63)
+            for crop in [picture[:, top : top + 64, left : left + 64]]
+        }
+        best = min(candidates, key=candidates.get)
+        assert candidates[best] < 0.02
+        flips += best[0]
+        mirrored, top, left = best
+        regions = to_tensor(resize_shorter(load_rgb(map_of(example)), view.resize, Image.Resampling.NEAREST))
+        regions = (regions.flip(-1) if mirrored else regions)[:, top : top + 64, left : left + 64]
+        assert ((regions + 1) / 2 - plan).abs().mean() < 0.08  # of a border, one pixel at most
+        assert set(plan.unique().tolist()) <= {0.0, 1.0}
+    assert 0 < flips < 12
+
+
+def test_every_draw_has_its_own_view_and_always_the_same(examples, make):
+    fresh = make(mix=0.5)
+    draws = draws_of([0, len(examples), 2 * len(examples)], len(examples))  # three times the first photo
+    once, again = fresh.pictures(draws)["visible"], fresh.pictures(draws)["visible"]
+    assert torch.equal(once, again)
+    assert not torch.equal(once[0], once[1]) and not torch.equal(once[1], once[2])
+    alone = torch.cat([fresh.pictures([draw])["visible"] for draw in draws])
+    torch.testing.assert_close(alone, once, atol=1e-5, rtol=0)
+    assert 0 <= once.min() and once.max() <= 1
+
+
+def test_latents_are_those_of_the_pictures_and_the_target_is_the_teachers(examples, make):
+    fresh = make(mix=0.7, other_band=0.5, network=load_network())
+    draws = draws_of(range(6), len(examples))
+    batch = fresh.batch([examples[draw.index] for draw in draws], draws)
+    pictures = fresh.pictures(draws)
+    asked = [fresh.band(examples[draw.index], draw) for draw in draws]
+    assert set(asked) == {"LWIR", "NIR"}
+    infrared = fresh.teacher.pictures(pictures["visible"], asked).expand(-1, 3, -1, -1)
+    for role, images in {**pictures, "infrared": infrared}.items():
+        latents = encode_mode(fresh.vae, 2 * images - 1)
+        torch.testing.assert_close(torch.stack([views[role] for views in batch]), latents, atol=1e-4, rtol=1e-4)
+    assert batch[0]["seen"].shape == (320, 2, 2)
+    assert set(make().batch(examples[:1], draws[:1])[0]) == {"visible", "segmentation", "infrared"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_shares_of_mixed_views_and_of_other_bands(examples, make, share):
+    draws = draws_of(range(200), len(examples))
+    fresh = make(mix=share, other_band=share)
+    others = [fresh.band(examples[draw.index], draw) != examples[draw.index].band for draw in draws]
+    plain, mixed = make().pictures(draws[:60])["visible"], fresh.pictures(draws[:60])["visible"]
+    changed = (plain - mixed).abs().amax(dim=(1, 2, 3)) > 0
+    assert abs(np.mean(others) - share) < (0.12 if 0 < share < 1 else 1e-9)
+    assert abs(float(changed.float().mean()) - share) < 0.2
+
+
+def test_a_mixed_view_is_a_rectangle_or_a_mean_with_whole_regions(examples, make):
+    draws = draws_of(range(80), len(examples))
+    plain, mixed = make(), make(mix=1.0)
+    before, after = plain.pictures(draws), mixed.pictures(draws)
+    changed = (before["visible"] - after["visible"]).abs().amax(dim=(1, 2, 3), keepdim=False) > 0
+    areas = ((before["visible"] - after["visible"]).abs().amax(dim=1) > 1e-3).float().mean(dim=(1, 2))
+    assert changed.float().mean() > 0.9
+    assert 20 < int((areas > 0.9).sum()) < 60  # means of two; the others are rectangles, mostly smaller
+    assert set(after["segmentation"].unique().tolist()) <= {0.0, 1.0}
+
+
+def test_partners_come_by_their_weights(examples, make):
+    """With one possible partner, white, every mean of two is brighter than the view was."""
+    weights = [0.0] * len(examples)
+    weights[2] = 1.0
+    fresh = make(replace(VIEW, jitter=0.0), mix=1.0, weights=weights)
+    fresh._photos.pictures[2] = 255
+    draws = draws_of(range(40), len(examples))
+    before = make(replace(VIEW, jitter=0.0)).pictures(draws)["visible"]
+    kept = [number for number, draw in enumerate(draws) if draw.index != 2]
+    after = fresh.pictures(draws)["visible"]
+    assert bool((after[kept] >= before[kept] - 1e-6).all()) and float((after[kept] - before[kept]).mean()) > 0.05
+
+
+def test_phase_2_with_fresh_views(examples, teacher_folder, bundle_folder, tmp_path, monkeypatch):
+    asked = []
+    encode = PromptEncoder.__call__
+    monkeypatch.setattr(PromptEncoder, "__call__", lambda self, prompts: asked.extend(prompts) or encode(self, prompts))
+    loop = LoopConfig(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=1, ema_decay=0.5)
+    view = ViewConfig(resize=36, crop=32, zoom=1.2)
+    config = PhaseConfig(
+        "2", loop, view=view, map_style="union", teacher_share=1.0, other_band=0.5, teacher_mix=0.5, fresh_views=True,
+        seeing=0.1, dropout=0.0,
+    )  # fmt: skip
+    start = make_start_folder(bundle_folder, tmp_path / "start")
+    options = {"cache": tmp_path / "cache", "vlum": bundle_folder, "teacher": teacher_folder}
+    results = [train_phase(config, examples, start, tmp_path / name, **options) for name in ("one", "two")]
+    one, two = ((result / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() for result in results)
+    assert one == two
+    assert {prompt.rsplit(" into ")[1] for prompt in asked} == {"infrared", "near infrared"}
+    assert not (tmp_path / "cache" / "latents").exists()
+    history = json.loads((tmp_path / "one" / "history.json").read_text())
+    assert history["config"]["fresh_views"] and history["history"][-1]["seeing"] > 0
+    assert DiffV2IRPipeline.from_pretrained(results[0]).styles == ["general"]
+    with pytest.raises(ValueError, match="fresh_views needs teacher_share 1"):
+        replace(config, teacher_share=0.5)
+    with pytest.raises(ValueError, match="multiple of the autoencoder's"):
+        train_phase(replace(config, view=ViewConfig(resize=36, crop=31)), examples, start, tmp_path / "odd", **options)
