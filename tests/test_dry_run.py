@@ -90,6 +90,12 @@ def test_text_names_batch_epochs_and_sizes(start, bundle_folder, data):
     assert "2 checkpoints" in text and text.endswith("nothing is missing")
 
 
+def test_fresh_views_take_no_disk(start, bundle_folder, data):
+    kept = replace(PHASES["2"], teacher_share=1.0, view=ViewConfig(variants=10**6))
+    texts = [str(dry_run(replace(kept, fresh_views=fresh), data, start, bundle_folder)) for fresh in (False, True)]
+    assert ["latents at most 0.00 GB" in text for text in texts] == [False, True]
+
+
 @pytest.mark.parametrize("name", ["1", "2", "3-lora"])
 def test_checkpoint_and_latents_take_what_was_said(name, start, bundle_folder, tmp_path):
     folder = bundle_folder if name.startswith("3") else start

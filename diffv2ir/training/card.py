@@ -19,6 +19,8 @@ STAGES = {
     "teacher/member1": "second teacher of phase 2 (not in the bundle)",
     "base": "text-to-image base (visible photos)",
     "phase1": "phase 1, LoRA on infrared alone",
+    "teacher/member2": "third teacher of phase 2 (not in the bundle)",
+    "phase2-fresh": "phase 2, crops that are new every time",
     "phase2": "phase 2, the teacher's pictures of photos and mixed photos: `general`",
     "phase3-flir": "phase 3, LoRA: `flir`",
     "phase3-campus": "phase 3, LoRA: `campus`",

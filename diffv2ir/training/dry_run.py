@@ -96,10 +96,10 @@ class DryRun:
     def _disk(self, footprint: Footprint) -> str:
         kept = self.config.loop.keep_checkpoints
         roles = 1 if self.config.phase == "1" else 3
-        latents = self.examples * self.config.view.variants * roles * footprint.latent
+        views = 0 if self.config.fresh_views else self.examples * self.config.view.variants
         return (
             f"{_size((kept + 1) * footprint.checkpoint)} for {kept} checkpoints of {_size(footprint.checkpoint)} "
-            f"and the one being written; latents at most {_size(latents)}"
+            f"and the one being written; latents at most {_size(views * roles * footprint.latent)}"
         )
 
 

@@ -103,7 +103,7 @@ def _stages(
     train: list[Example], validation: list[Example], output: Path, configs: Path, hold_phases: bool
 ) -> list[Stage]:
     parts, vlum, cache = output / "parts", output / "vlum", output / "cache"
-    phase2 = output / "phase2"
+    fresh, phase2 = output / "phase2-fresh", output / "phase2"
 
     def component(kind, function, name: str) -> Callable[[], Path]:
         return lambda: function(train, output / name, load_config(configs / f"{name}.yaml", kind))
@@ -124,7 +124,8 @@ def _stages(
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
         Stage("text-to-image base", 3, phase("base", parts, vlum=vlum)),
         Stage("phase 1, infrared prior", 2, phase("phase1", output / "base" / "result")),
-        Stage("phase 2", 45, phase("phase2", output / "phase1" / "result", vlum=vlum)),
+        Stage("phase 2, fresh views", 150, phase("phase2-fresh", output / "phase1" / "result", vlum=vlum)),
+        Stage("phase 2", 45, phase("phase2", fresh / "result")),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
     ]
