@@ -13,20 +13,20 @@ from diffv2ir.evaluate import OVERALL, Translation, central_square, gray_square,
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
+from diffv2ir.training.tiny import DEFAULTS
 
-# Around what the bundle of before was best with.
-CENTRE = dict(steps=1, resolution=192, edge_radius=8, visible_scale=1.25, gain_control=0.25)
-CANDIDATES = [
-    CENTRE,
-    *[CENTRE | {"resolution": resolution} for resolution in (128, 160, 256)],
-    *[CENTRE | {"edge_radius": radius} for radius in (0, 4, 12)],
-    *[CENTRE | {"visible_scale": scale} for scale in (1.0, 1.5)],
-    *[CENTRE | {"gain_control": share} for share in (0, 0.15, 0.35, 0.5)],
-    CENTRE | {"visible_scale": 1.0, "gain_control": 0.35},
+# What tiny is packed with, and settings around it.
+CENTRE = {name: DEFAULTS[name] for name in ("steps", "resolution", "edge_radius", "visible_scale", "gain_control")}
+AROUND = [
+    *[CENTRE | {"resolution": resolution} for resolution in (128, 160, 192, 224, 256)],
+    *[CENTRE | {"edge_radius": radius} for radius in (0, 4, 8, 12)],
+    *[CENTRE | {"visible_scale": scale} for scale in (0.75, 1.0, 1.25, 1.5)],
+    *[CENTRE | {"gain_control": share} for share in (0, 0.15, 0.25, 0.35, 0.5)],
     CENTRE | {"segmentation_scale": 1.5, "text_scale": 1.5},
-    *[CENTRE | {"steps": steps} for steps in (4, 10)],
+    *[CENTRE | {"steps": steps} for steps in (1, 4, 10)],
     CENTRE | {"steps": 10, "sampler": "euler_ancestral"},
 ]
+CANDIDATES = [CENTRE, *[changes for changes in AROUND if changes != CENTRE]]
 
 
 def main() -> None:
