@@ -31,12 +31,12 @@ STAGES = {
 def stage_table(run: Path) -> str:
     """Steps, batch, mean loss over the first and the last log entry, and minutes of every stage, as Markdown.
 
-    A stage without a history was taken over from an earlier run: its component lies in `run` as it was.
+    Of a stage that another machine ran, or an earlier run, there may be the weights alone.
     """
     lines = ["| stage | steps × batch | loss, first → last | minutes |", "| --- | --- | --- | --- |"]
     for name, title in STAGES.items():
         if not (run / name / "history.json").is_file():
-            lines.append(f"| {title} | taken over from an earlier run | | |")
+            lines.append(f"| {title} | no record was kept | | |")
             continue
         loop, entries = _history(run / name)
         minutes = sum(entry["seconds_per_step"] * steps for entry, steps in _with_steps(entries)) / 60

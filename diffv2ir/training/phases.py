@@ -115,7 +115,8 @@ class PhaseConfig:
             teacher's picture of it: that a photo is of some data set does not say which band is wanted.
         teacher_mix: share of the views that are made of two photos, with what the teacher sees in them as the target.
         fresh_views: phases 2 and 3: each draw has a view of its own (`FreshViews`), in place of one of `view.variants`
-            that are made before. All photos stay in memory, and the target is the teacher's picture alone.
+            that are made before. All photos stay in memory, and the target is the teacher's picture alone. Of `view`,
+            `variants` and `edge_radius` have no part in it.
         seeing: phases 2 and 3: weight of a second loss, how far the middle of the UNet is from what EfficientNet-Lite0
             sees in the photo (`SeeingUNet`); 0 = none. The network and the head that is compared stay behind.
     """
