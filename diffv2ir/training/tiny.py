@@ -32,11 +32,11 @@ STYLES = ("flir", "campus", "nir")
 DEFAULTS = dict(
     steps=1,
     sampler="dpmpp_2m",
-    resolution=192,
+    resolution=160,
     visible_scale=1.0,
     segmentation_scale=1.0,
     text_scale=1.0,
-    edge_radius=8.0,
+    edge_radius=12.0,
     gain_control=0.25,
 )
 
@@ -124,7 +124,7 @@ def _stages(
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
         Stage("text-to-image base", 3, phase("base", parts, vlum=vlum)),
         Stage("phase 1, infrared prior", 2, phase("phase1", output / "base" / "result")),
-        Stage("phase 2, fresh views", 150, phase("phase2-fresh", output / "phase1" / "result", vlum=vlum)),
+        Stage("phase 2, fresh views", 410, phase("phase2-fresh", output / "phase1" / "result", vlum=vlum)),
         Stage("phase 2", 45, phase("phase2", fresh / "result")),
         *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
