@@ -298,9 +298,13 @@ def sampled(chain):
         CONFIGS["2"], parts, chain.examples[:2], chain.results["2"].parent.parent / "cache", chain.vlum
     )
     example = chain.examples[1]
-    return lambda position: phases._sample(
-        CONFIGS["2"], latents, captions, example, Draw(position=position, epoch=0, index=0, seed=3)
-    )[:3], latents.load(example, 0)
+    views = latents.load(example, 0)
+
+    def sample(position):
+        draw = Draw(position=position, epoch=0, index=0, seed=3)
+        return phases._sample(CONFIGS["2"], views, latents.band(example, draw), captions, example, draw)[:3]
+
+    return sample, views
 
 
 def test_each_subset_of_conditions_is_dropped_two_percent_of_the_time(sampled, chain):

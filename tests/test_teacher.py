@@ -161,6 +161,7 @@ def test_decoder_and_picture_for_any_size(size):
 def test_the_picture_of_a_mirror_image_is_the_mirror_image_of_the_picture():
     torch.manual_seed(0)
     members = [PictureNetwork(load_network(), PictureDecoder(16, 0.2)).eval() for _ in range(2)]
+    assert load_network().state_dict().keys() - members[0].network.state_dict().keys() == {"_fc.weight", "_fc.bias"}
     photo, _ = draw_scene(5, (96, 64))
     mirror = Image.Transpose.FLIP_LEFT_RIGHT
     [one], [other] = predict(members, photo, 64), predict(members, photo.transpose(mirror), 64)

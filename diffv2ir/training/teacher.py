@@ -142,12 +142,12 @@ def _resize(values: Tensor, like: Tensor) -> Tensor:
 
 
 class PictureNetwork(nn.Module):
-    """A photo -> gray levels, one for every `STRIDE` pixels a side, by band: EfficientNet-Lite0 and a decoder."""
+    """A photo -> gray levels by band, one for every `STRIDE` pixels a side: a decoder on a copy of `network`."""
 
     def __init__(self, network: EfficientNetLite0, decoder: PictureDecoder):
         super().__init__()
-        self.network, self.decoder = network, decoder
-        network._fc = nn.Identity()  # ImageNet's classes are not asked for
+        self.network, self.decoder = copy.deepcopy(network), decoder
+        self.network._fc = nn.Identity()  # ImageNet's classes are not asked for
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -258,8 +258,8 @@ def train_member(
         return {"loss": F.mse_loss(predicted[:, None], infrared)}
 
     torch.manual_seed(loop.seed)
-    network = copy.deepcopy(load_network()).requires_grad_(config.finetune)
-    member = PictureNetwork(network, PictureDecoder(config.width, config.dropout, known))
+    member = PictureNetwork(load_network(), PictureDecoder(config.width, config.dropout, known))
+    member.network.requires_grad_(config.finetune)
     side = crops[0][0][0].shape[-1]
 
     def write(path: Path, model: nn.Module) -> None:
