@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from make_data import make_manifest_dataset, make_start_folder
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from diffv2ir import bundle
 from diffv2ir.data import DataError, read_examples
@@ -434,10 +435,16 @@ def test_packed_bundle_is_in_half_precision_and_has_the_styles(chain, photo, tmp
     adapter = chain.results["adapter"] / "styles" / "dusk" / bundle.ADAPTER
     twin = tmp_path / "twin" / "styles" / "twin" / bundle.ADAPTER
     twin.parent.mkdir(parents=True)
-    twin.write_bytes(adapter.read_bytes())
+    # The same weights with a header in another order, as another process may write it.
+    with safe_open(adapter, "pt") as file:
+        config = json.loads(file.metadata()["lora_adapter_metadata"])
+    config = {**config, "target_modules": config["target_modules"][::-1]}
+    save_file(load_file(adapter), twin, {"lora_adapter_metadata": json.dumps(config), "format": "pt"})
     index = json.loads((chain.results["adapter"] / bundle.INDEX).read_text())
     (tmp_path / "twin" / bundle.INDEX).write_text(json.dumps({**index, "bands": {"twin": "NIR"}}))
     packed = pack_bundle(chain.results["2"], styles, tmp_path / "packed", "small", {"steps": 3})
+    one, other = ((packed / "styles" / style / bundle.ADAPTER).read_bytes() for style in ("dusk", "twin"))
+    assert one == other and len(config["target_modules"]) > 1
     for path in packed.rglob("*.safetensors"):
         kinds = {value.dtype for value in load_file(path).values() if value.is_floating_point()}
         assert kinds == {torch.float16}, path

@@ -16,6 +16,8 @@ from diffv2ir.pipeline import DiffV2IRPipeline
 
 # A larger file does not belong in a git repository.
 MAX_FILE_SIZE = "15MB"
+# Entry of an adapter's header, as diffusers names it.
+_LORA_CONFIG = "lora_adapter_metadata"
 
 
 def pack_bundle(
@@ -78,4 +80,7 @@ def _pack_adapter(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     with safe_open(source / bundle.ADAPTER, "pt") as weights:
         halves = {key: weights.get_tensor(key).half().contiguous() for key in weights.keys()}
-        save_file(halves, target / bundle.ADAPTER, weights.metadata())
+        config = json.loads(weights.metadata()[_LORA_CONFIG])
+    # The targets were a set, and safetensors writes several entries in any order: the same weights, the same file.
+    config["target_modules"] = sorted(config["target_modules"])
+    save_file(halves, target / bundle.ADAPTER, {_LORA_CONFIG: json.dumps(config, indent=2, sort_keys=True)})
