@@ -35,9 +35,7 @@ def main() -> None:
     print(f"{len(held_out)} held-out pairs of train; each row changes the first one\n")
     print("| settings | PSNR | SSIM | Fréchet | s per picture |")
     print("| --- | --- | --- | --- | --- |", flush=True)
-    base = pipe.default_settings.replace(
-        sampler="dpmpp_2m", visible_scale=1.0, segmentation_scale=1.0, text_scale=1.0, seed=0
-    )
+    base = pipe.default_settings.replace(**DEFAULTS, seed=0)
     for changes in CANDIDATES:
         settings = base.replace(**changes)
         started = time.perf_counter()
