@@ -1,8 +1,9 @@
 """The sampling loop of the paper's released code, line by line: what `benchmarks.inference` compares ours with.
 
-Euler ancestral as k-diffusion publishes it (`sample_euler_ancestral`, eta = 1), with the four branches of Eq. 2 as one
-batch in every step. Nothing is left out and nothing is kept: branches of weight zero are evaluated as well.
-Only the noise levels and the noise itself are taken from our side, without which two pictures could not be compared.
+Euler ancestral as k-diffusion publishes it (`sample_euler_ancestral`, eta = 1), with the four branches as one batch in
+every step, in the released code's order: the map first (`branch_order` "svt"). Nothing is left out and nothing is kept:
+branches of weight zero are evaluated as well. Only the noise levels and the noise itself are taken from our side,
+without which two pictures could not be compared.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ def sample(pipe: DiffV2IRPipeline, conditioning: Conditioning, settings: Generat
     segmentation = conditioning.segmentation_latents.to(device, dtype)
     text, null = conditioning.prompt_embeds.to(device, dtype), conditioning.null_embeds.to(device, dtype)
     nothing = torch.zeros_like(visible)
-    images = torch.cat([visible, visible, visible, nothing])  # [4, 4, h, w]
-    maps = torch.cat([segmentation, segmentation, nothing, nothing])
+    images = torch.cat([visible, visible, nothing, nothing])  # [4, 4, h, w]
+    maps = torch.cat([segmentation, segmentation, segmentation, nothing])
     texts = torch.cat([text, null, null, null])  # [4, L, D]
 
     def denoised(x: Tensor, sigma: Tensor, timestep: Tensor) -> Tensor:
         scaled = x.repeat(4, 1, 1, 1) / (sigma**2 + 1) ** 0.5  # c_in
         inputs = torch.cat([scaled.to(dtype), images, maps], dim=1)  # [4, 12, h, w]
         out = pipe.unet(inputs, timestep, encoder_hidden_states=texts).sample.float()
-        with_text, with_map, with_photo, with_nothing = out.chunk(4)
+        with_text, with_photo, with_map, with_nothing = out.chunk(4)
         guided = (
             with_nothing
-            + settings.visible_scale * (with_photo - with_nothing)
-            + settings.segmentation_scale * (with_map - with_photo)
-            + settings.text_scale * (with_text - with_map)
+            + settings.segmentation_scale * (with_map - with_nothing)
+            + settings.visible_scale * (with_photo - with_map)
+            + settings.text_scale * (with_text - with_photo)
         )
         if velocity:  # c_skip and c_out of a v-prediction, then of an ε-prediction
             return x / (sigma**2 + 1) - guided * sigma / (sigma**2 + 1) ** 0.5

@@ -1,23 +1,24 @@
 """Edges of the photo in the infrared picture: a guided filter (He et al. 2010), used as joint upsampling.
 
 Latents know a few hundred pixels a side, and of those a small model predicts the coarse ones best; where an edge lies,
-the photo knows to the pixel. Around each place the picture is taken as a straight line of the photo's brightness. The
-line is fitted where both are coarse and drawn where the photo is sharp, so a sky that the model made dark behind a tree
-that it made bright ends at the leaves. The masks of a segmentation are coarse in the same way, and are treated alike.
+the photo knows to the pixel. Around each place the picture is taken as a straight line of the photo's brightness, or a
+plane of its colours, which is fitted where both are coarse and drawn where the photo is sharp: a sky that the model
+made dark behind a tree that it made bright ends at the leaves. The masks of a segmentation are coarse in the same way,
+and are treated alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-# Variance of brightness, which spans [0, 1], below which the photo counts as flat: noise is no edge.
+# Variance of brightness, which spans [0, 1], below which the photo counts as flat.
 _FLAT = 5e-4
 # The weights of red, green and blue in gray, as Pillow has them.
 _GRAY = (0.299, 0.587, 0.114)
@@ -32,30 +33,32 @@ def follow_edges(
 
     Args:
         picture: gray levels (h, w), float32 in [0, 1].
-        photo: brightness (H, W) of the same scene and aspect ratio, float32 in [0, 1].
-        radius: of the windows in which a line is fitted, in pixels of the picture, at least 1.
+        photo: brightness (H, W) or colours (H, W, C) of the same scene and aspect ratio, float32 in [0, 1]. A line is
+            fitted to brightness, a plane to colours: there also edges between colours that are equally bright.
+        radius: of the windows in which it is fitted, in pixels of the picture, at least 1.
         blur: how soft the picture is, as the standard deviation in pixels of a Gaussian: its slope is compared with
             that of a photo as soft as that.
-        flat: see `_FLAT`.
+        flat: variance of each channel below which the photo counts as flat: noise is no edge.
 
     Returns: gray levels (H, W), float32 in [0, 1].
     """
     height, width = picture.shape
+    photo = photo if photo.ndim == 3 else photo[..., None]
     guide = photo
-    if photo.shape != picture.shape:
+    if photo.shape[:2] != picture.shape:
         shrinks = photo.shape[0] > height
         guide = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     if blur:
         guide = cv2.GaussianBlur(guide, (0, 0), blur)
+    plane = _Planes(guide.reshape(height, width, -1), radius, flat).fit(picture)
 
-    mean = partial(_window_mean, radius=radius)
-    guide_mean, picture_mean = mean(guide), mean(picture)
-    slope = (mean(guide * picture) - guide_mean * picture_mean) / (mean(guide * guide) - guide_mean**2 + flat)
-    offset = picture_mean - slope * guide_mean
-    slope, offset = (
-        cv2.resize(mean(field), photo.shape[::-1], interpolation=cv2.INTER_LINEAR) for field in (slope, offset)
-    )
-    return (slope * photo + offset).clip(0, 1)
+    def at_photo(field: np.ndarray) -> np.ndarray:
+        return cv2.resize(field, photo.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+    followed = at_photo(plane[..., -1])
+    for channel in range(photo.shape[-1]):  # one at a time: a photo has many pixels
+        followed += at_photo(plane[..., channel]) * photo[..., channel]
+    return followed.clip(0, 1)
 
 
 def follow_edges_of_batch(pictures: Tensor, photos: Tensor, radius: int, blur: float, flat: float = _FLAT) -> Tensor:
@@ -88,7 +91,7 @@ def follow_edges_of_batch(pictures: Tensor, photos: Tensor, radius: int, blur: f
 
 
 def follow_colours(masks: Iterable[np.ndarray], photo: np.ndarray, radius: int) -> list[np.ndarray]:
-    """Masks whose outlines follow the photo's edges: the same filter with a plane in the three colours for a line.
+    """Masks whose outlines follow the photo's edges: the same filter, of each mask as a picture.
 
     Args:
         masks: boolean (h, w).
@@ -98,39 +101,37 @@ def follow_colours(masks: Iterable[np.ndarray], photo: np.ndarray, radius: int) 
     Returns: boolean (h, w), one for each mask. Where the photo is flat it is the blurred mask: what is small beside the
     window vanishes.
     """
-    height, width = photo.shape[:2]
-
-    mean = partial(_window_mean, radius=radius)
-    photo_mean = mean(photo)
-    pairs = [(i, j) for i in range(3) for j in range(i, 3)]
-    products = mean(np.stack([photo[..., i] * photo[..., j] for i, j in pairs], axis=-1))  # [h, w, 6]
-    rr, rg, rb, gg, gb, bb = (
-        products[..., n] - photo_mean[..., i] * photo_mean[..., j] + _FLAT_COLOUR * (i == j)
-        for n, (i, j) in enumerate(pairs)
-    )
-    # The inverse of a symmetric 3 x 3 matrix from its cofactors.
-    cofactors = np.stack(
-        [gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg, rr * bb - rb * rb, rg * rb - rr * gb,
-         rr * gg - rg * rg], axis=-1,
-    )  # fmt: skip
-    cofactors /= (rr * cofactors[..., 0] + rg * cofactors[..., 1] + rb * cofactors[..., 2])[..., None]
-    inverse = cofactors[..., [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(height, width, 3, 3)
-
-    followed = []
-    for mask in masks:
-        levels = mask.astype(np.float32)
-        level_mean = mean(levels)
-        together = mean(photo * levels[..., None]) - photo_mean * level_mean[..., None]  # [h, w, 3]
-        slopes = (inverse * together[..., None, :]).sum(-1)
-        offset = level_mean - (slopes * photo_mean).sum(-1)
-        plane = mean(np.concatenate([slopes, offset[..., None]], axis=-1))  # [h, w, 4]
-        followed.append((plane[..., :3] * photo).sum(-1) + plane[..., 3] > 0.5)
-    return followed
+    planes = _Planes(photo, radius, _FLAT_COLOUR)
+    fitted = (planes.fit(mask.astype(np.float32)) for mask in masks)
+    return [(plane[..., :-1] * photo).sum(-1) + plane[..., -1] > 0.5 for plane in fitted]
 
 
-def _window_mean(values: np.ndarray, radius: int) -> np.ndarray:
-    """The mean over the window around each place, of each channel."""
-    return cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT_101)
+class _Planes:
+    """Pictures as local planes of a guide (h, w, C): slopes of its channels, and an offset."""
+
+    def __init__(self, guide: np.ndarray, radius: int, flat: float):
+        self._guide, self._radius = guide, radius
+        self._centre = self._mean(guide)
+        channels = guide.shape[-1]
+        spread = np.empty((*guide.shape, channels), dtype=np.float32)
+        for i in range(channels):
+            for j in range(i, channels):
+                products = self._mean(guide[..., i] * guide[..., j])
+                spread[..., i, j] = spread[..., j, i] = products - self._centre[..., i] * self._centre[..., j]
+        self._inverse = np.linalg.inv(spread + flat * np.eye(channels, dtype=np.float32))
+
+    def fit(self, picture: np.ndarray) -> np.ndarray:
+        """(h, w) -> (h, w, C + 1): at each place the mean of the planes of all windows that it lies in."""
+        level = self._mean(picture)
+        together = self._mean(self._guide * picture[..., None]) - self._centre * level[..., None]  # [h, w, C]
+        slopes = (self._inverse @ together[..., None])[..., 0]
+        offset = level - (slopes * self._centre).sum(-1)
+        return self._mean(np.concatenate([slopes, offset[..., None]], axis=-1))
+
+    def _mean(self, values: np.ndarray) -> np.ndarray:
+        """Over the window around each place, of each channel."""
+        side = 2 * self._radius + 1
+        return cv2.blur(values, (side, side), borderType=cv2.BORDER_REFLECT_101).reshape(values.shape)
 
 
 def gray_levels(photos: Tensor) -> Tensor:
@@ -138,6 +139,11 @@ def gray_levels(photos: Tensor) -> Tensor:
     return (photos * photos.new_tensor(_GRAY)[:, None, None]).sum(1, keepdim=True)
 
 
-def brightness(image) -> np.ndarray:
-    """A PIL image's gray levels as float32 (H, W) in [0, 1]."""
+def brightness(image: Image.Image) -> np.ndarray:
+    """Gray levels as float32 (H, W) in [0, 1]."""
     return np.asarray(image.convert("L"), dtype=np.float32) / 255
+
+
+def colours(image: Image.Image) -> np.ndarray:
+    """Red, green and blue as float32 (H, W, 3) in [0, 1]."""
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255

@@ -36,6 +36,14 @@ _GENERATING_BYTES = 768 * 2**20
 _SEGMENTING_BYTES = 3 * 2**30
 _WIDTH, _RESOLUTION, _SAM_SIZE = 320, 512, 1024
 
+# Errors that are no torch.OutOfMemoryError: of libraries that allocate by themselves, and of other devices.
+_OUT_OF_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+)
+
 
 class OutOfDeviceMemory(RuntimeError):
     """The device has too little memory, also in the next memory mode; the message says what would help."""
@@ -126,9 +134,18 @@ def place(pipe: DiffV2IRPipeline, device: str | torch.device | None = None, mode
     try:
         _apply(pipe, device, mode)
         return
-    except torch.OutOfMemoryError:
-        pass  # outside of this block nothing holds what the failed attempt had allocated
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Here, outside of that block, nothing holds what the failed attempt had allocated.
     _fall_back(pipe, device, mode)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory, by any of the names that torch and CUDA's libraries have for it."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in _OUT_OF_MEMORY)
 
 
 def falling_back(method: Callable) -> Callable:
@@ -140,19 +157,20 @@ def falling_back(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def call(pipe: DiffV2IRPipeline, *arguments: Any, **options: Any) -> Any:
-        import torch
-
         try:
             return method(pipe, *arguments, **options)
-        except torch.OutOfMemoryError:
-            pass  # see `place`
+        except RuntimeError as error:  # see `place`
+            if not is_out_of_memory(error):
+                raise
         finally:
             _rest(pipe)
         _fall_back(pipe, pipe.compute_device, pipe.memory_mode)
         try:
             return method(pipe, *arguments, **options)
-        except torch.OutOfMemoryError as error:
-            raise _refusal(pipe.compute_device, pipe.memory_mode) from error
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _refusal(pipe, pipe.compute_device, pipe.memory_mode) from error
         finally:
             _rest(pipe)
 
@@ -243,19 +261,20 @@ def _offload_layers(pipe: DiffV2IRPipeline, device: torch.device) -> None:
 
 
 def _fall_back(pipe: DiffV2IRPipeline, device: torch.device, mode: str) -> None:
-    import torch
     from diffusers.utils.torch_utils import empty_device_cache
 
     following = next_mode(mode)
     if following is None:
-        raise _refusal(device, mode)
+        raise _refusal(pipe, device, mode)
     logger.warning("out of memory in mode %s; now %s: %s", mode, following, MODES[following])
     _gather(pipe)
     empty_device_cache(device.type)
     try:
         _apply(pipe, device, following)
-    except torch.OutOfMemoryError as error:
-        raise _refusal(device, following) from error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _refusal(pipe, device, following) from error
 
 
 def _rest(pipe: DiffV2IRPipeline) -> None:
@@ -264,8 +283,10 @@ def _rest(pipe: DiffV2IRPipeline) -> None:
         pipe.maybe_free_model_hooks()
 
 
-def _refusal(device: torch.device, mode: str) -> OutOfDeviceMemory:
-    remedies = ["a smaller resolution", "--dtype fp16"]
+def _refusal(pipe: DiffV2IRPipeline, device: torch.device, mode: str) -> OutOfDeviceMemory:
+    remedies = ["a smaller resolution"]
+    if pipe.unet.dtype.itemsize > 2:
+        remedies.append("--dtype fp16")
     if mode != "sequential":
         remedies.append("--memory sequential")
     return OutOfDeviceMemory(

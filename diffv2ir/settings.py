@@ -20,6 +20,7 @@ CAPTIONINGS = ("greedy", "sampled")
 MAX_SEED = 2**31 - 1
 GENERAL_STYLE = "general"
 STYLE_BAND = "auto"
+BUNDLE_MAP = "auto"
 
 _STYLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -70,7 +71,7 @@ class GenerationSettings:
     )
     edge_radius: float = _setting(
         0.0, "Edges", "The picture's edges are put where the photo has them within this share of the shorter side, "
-        "in percent; 0 = as the decoder drew them.", minimum=0.0, maximum=15.0, limit=25.0, step=0.5,
+        "in percent; 0 = as the decoder drew them.", minimum=0.0, maximum=25.0, limit=25.0, step=0.5,
     )  # fmt: skip
     gain_control: float = _setting(
         0.0, "Gain control", "How far the grays are spread about their mean, as an infrared camera's electronics do; "
@@ -101,6 +102,12 @@ class GenerationSettings:
         "greedy: the model's most likely words, the same for every seed; sampled: drawn by the seed (top-p 0.9, 5 to "
         "20 tokens), as in the released code.",
         choices=CAPTIONINGS,
+    )  # fmt: skip
+    map_style: str = _setting(
+        BUNDLE_MAP, "Style of the map",
+        "auto: as the weights were trained with; union: every mask white on black, as in the released code; regions: "
+        "each in a colour of its own.",
+        choices=(BUNDLE_MAP, *MAP_STYLES),
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -142,6 +149,7 @@ class GenerationSettings:
             "resolution_rule": self.resolution_rule,
             "captioning": self.captioning,
             "caption_seed": (self.seed or 0) if self.captioning == "sampled" else 0,
+            "map_style": self.map_style,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,6 +194,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "branch_order": "svt",
         "resolution_rule": "longer",
         "captioning": "sampled",
+        "map_style": "union",
         "edge_radius": 0.0,
         "gain_control": 0.0,
     },

@@ -97,8 +97,8 @@ def test_results_never_overwrite_a_photo(loaded, photo, tmp_path):
 
 def test_flags_become_settings(loaded, photos, tmp_path):
     flags = ["--style", "night", "--visible-scale", 2, "--segmentation-scale", "0", "--text-scale", "4.5"]
-    flags += ["--branch-order", "svt", "--resolution-rule", "longer", "--captioning", "sampled", "--edge-radius", 3.5]
-    flags += ["--gain-control", 0.25, "--band", "NIR"]
+    flags += ["--branch-order", "svt", "--resolution-rule", "longer", "--captioning", "sampled", "--map-style", "union"]
+    flags += ["--edge-radius", 3.5, "--gain-control", 0.25, "--band", "NIR"]
     assert translate(photos / "street.png", "--out", tmp_path, *flags, "--resolution", 96, "--caption", "a car") == 0
     metadata = restore(tmp_path / "street_ir.png").settings.to_dict()
     assert metadata == {
@@ -116,6 +116,7 @@ def test_flags_become_settings(loaded, photos, tmp_path):
         "branch_order": "svt",
         "resolution_rule": "longer",
         "captioning": "sampled",
+        "map_style": "union",
     }
     with Image.open(tmp_path / "street_ir.png") as image:
         assert image.text["Description"] == "a car"

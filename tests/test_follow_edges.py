@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from make_data import draw_scene, make_manifest_dataset
 
 from diffv2ir.data import read_examples
-from diffv2ir.edges import brightness, follow_colours, follow_edges
+from diffv2ir.edges import brightness, colours, follow_colours, follow_edges
 from diffv2ir.imaging import control_gain
 from diffv2ir.training.cache import LatentCache, ViewConfig
 from diffv2ir.training.images import to_tensor
@@ -45,6 +45,26 @@ def test_a_soft_picture_becomes_as_sharp_as_the_photo_and_as_large():
     assert abs(weaker[96] - weaker[97]) < abs(row[96] - row[97])
 
 
+def test_an_edge_between_colours_of_one_brightness(disc):
+    photo, true = disc
+    soft = cv2.GaussianBlur(np.where(true, 0.7, 0.3).astype(np.float32), (0, 0), 3)
+    gray = photo @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    assert np.ptp(gray) < 0.04
+    by_colour, by_gray = (np.abs(follow_edges(soft, guide, 10, blur=3) - true).mean() for guide in (photo, gray))
+    sharp = follow_edges(soft, photo, radius=10, blur=3)
+    assert np.abs(np.diff(sharp[32])).max() > 0.3 and by_colour < by_gray
+    assert np.abs(np.diff(follow_edges(soft, gray, radius=10, blur=3)[32])).max() < 0.2
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12))
+@settings(max_examples=20, deadline=None)
+def test_gray_colours_are_brightness(seed, radius):
+    photo = brightness(draw_scene(seed)[0])
+    picture = cv2.GaussianBlur(1 - photo, (0, 0), 2)
+    three = follow_edges(picture, np.stack([photo] * 3, axis=-1), radius, flat=3e-3)
+    np.testing.assert_allclose(three, follow_edges(picture, photo, radius, flat=1e-3), atol=1e-3)
+
+
 @given(st.integers(0, 10_000), st.integers(1, 12))
 @settings(max_examples=20, deadline=None)
 def test_a_photo_follows_its_own_edges_and_a_flat_picture_stays(seed, radius):
@@ -61,7 +81,7 @@ def test_a_picture_of_the_pipeline_has_the_photos_edges_where_asked(pipe, condit
     assert followed.levels.shape[::-1] == conditioning.size
     size = without.levels.shape
     radius = max(1, round(0.06 * min(size)))
-    expected = follow_edges(without.levels, brightness(conditioning.image), radius, blur=radius / 4)
+    expected = follow_edges(without.levels, colours(conditioning.image), radius, blur=radius / 8, flat=2.5e-4)
     np.testing.assert_array_equal(followed.levels, expected)
     assert np.abs(np.asarray(followed.image) / 255 - expected).max() < 0.003
 

@@ -167,13 +167,13 @@ def test_unknown_modes_are_refused(placed):
 def short(monkeypatch):
     """Makes the next calls of a method run out of memory, as many as asked for."""
 
-    def shorten(thing, method, times):
+    def shorten(thing, method, times, error=None):
         left, own = [times], getattr(thing, method)
 
         def call(*arguments, **options):
             if left[0]:
                 left[0] -= 1
-                raise torch.OutOfMemoryError("out of memory\nTried to allocate 2 GiB")
+                raise error or torch.OutOfMemoryError("out of memory\nTried to allocate 2 GiB")
             return own(*arguments, **options)
 
         monkeypatch.setattr(thing, method, call)
@@ -188,6 +188,26 @@ def test_out_of_memory_once_is_one_mode_further(placed, photo, expected, short, 
     np.testing.assert_allclose(output.levels, expected["general"].levels, atol=1e-5)
     assert placed.memory_mode == "park"
     assert "out of memory in mode full; now park" in caplog.text
+
+
+def test_out_of_memory_has_other_names(placed, photo, expected, short):
+    short(placed.unet, "forward", 1, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert placed(photo, expected["general"].settings).steps_done == 2 and placed.memory_mode == "park"
+    short(placed.unet, "forward", 1, RuntimeError("expected scalar type Half"))
+    with pytest.raises(RuntimeError, match="scalar type"):
+        placed(photo, expected["general"].settings)
+    assert placed.memory_mode == "park"
+
+
+def test_half_precision_is_no_remedy_for_half_precision(placed, photo, expected, short):
+    short(placed.unet, "forward", 4)
+    with pytest.raises(OutOfDeviceMemory, match="--dtype fp16"):
+        placed(photo, expected["general"].settings)
+    placed.unet.to(torch.bfloat16)
+    with pytest.raises(OutOfDeviceMemory) as refused:
+        placed(photo, expected["general"].settings)
+    placed.unet.to(torch.float32)
+    assert "--dtype" not in str(refused.value) and "a smaller resolution" in str(refused.value)
 
 
 def test_out_of_memory_twice_is_one_sentence(placed, photo, expected, short):

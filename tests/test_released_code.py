@@ -195,12 +195,40 @@ def test_a_session_samples_anew_only_where_it_must(pipe, photo, monkeypatch):
     assert [call["caption_seed"] for call in calls] == [1, 2]
 
 
+# Maps
+
+
+def test_the_map_is_drawn_as_asked(pipe, photo):
+    def drawn(**how):
+        return pipe.prepare(photo, caption="", **how).segmentation.tobytes()
+
+    assert drawn() == drawn(map_style="auto") == drawn(map_style="regions") != drawn(map_style="union")
+    assert pipe(photo, pipe.default_settings.replace(steps=1, map_style="union")).segmentation.tobytes() == drawn(
+        map_style="union"
+    )
+    with pytest.raises(ValueError, match="map_style must be one of auto, union, regions, got 'stripes'"):
+        drawn(map_style="stripes")
+
+
+def test_a_session_has_a_map_of_each_style(pipe, photo):
+    session, settings = Session(), pipe.default_settings.replace(captioning="sampled", seed=1)
+    first = session.understand(pipe, photo, **settings.preparation)
+    union = settings.replace(map_style="union", seed=2).preparation
+    for caption in (first.caption, "another"):
+        other = session.condition(pipe, photo, caption, True, **union)
+        assert other.caption == caption and other.segmentation.tobytes() != first.segmentation.tobytes()
+        assert session.condition(pipe, photo, caption, True, **union) is other
+    again = session.condition(pipe, photo, "another", True, **settings.preparation)
+    assert again.segmentation.tobytes() == first.segmentation.tobytes()
+
+
 # All together
 
 
 def test_preset_sets_what_the_released_code_does():
     settings = GenerationSettings().replace(**PRESETS["paper-code"])
     assert (settings.branch_order, settings.resolution_rule, settings.captioning) == ("svt", "longer", "sampled")
+    assert (settings.map_style, GenerationSettings().map_style) == ("union", "auto")
     assert (settings.steps, settings.sampler, settings.resolution) == (100, "euler_ancestral", 512)
     default = GenerationSettings()
     assert (default.branch_order, default.resolution_rule, default.captioning) == ("vst", "shorter", "greedy")
@@ -210,7 +238,7 @@ def test_defaults_of_older_bundles_still_load(bundle_folder, tmp_path):
     folder = tmp_path / "older"
     shutil.copytree(bundle_folder, folder)
     index = json.loads((folder / "model_index.json").read_text())
-    for name in ("branch_order", "resolution_rule", "captioning"):
+    for name in ("branch_order", "resolution_rule", "captioning", "map_style"):
         del index["defaults"][name]
     (folder / "model_index.json").write_text(json.dumps(index))
     settings = BundleFacts.read(folder).defaults

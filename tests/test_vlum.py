@@ -6,7 +6,7 @@ import torch
 from make_data import draw_scene
 from PIL import Image
 from segment_anything import sam_model_registry
-from transformers import BlipForConditionalGeneration, BlipProcessor
+from transformers import BertTokenizer, BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.vlum import (
     SamSegmenter,
@@ -50,6 +50,22 @@ def test_sampled_captions_repeat_with_their_seed(blip, scenes):
     by_seed = [caption_images(*blip, scenes, sample=True, seed=seed) for seed in range(4)]
     assert caption_images(*blip, scenes, sample=True, seed=2) == by_seed[2]
     assert len({tuple(captions) for captions in by_seed}) > 1
+
+
+def test_sampled_captions_go_on_after_the_opening_of_the_released_code(blip, scenes, monkeypatch, tmp_path):
+    model, processor = blip
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "street", "car", "tree", "sky", "picture", "of"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    knowing = BlipProcessor(processor.image_processor, BertTokenizer.from_pretrained(tmp_path))
+    asked = []
+    monkeypatch.setattr(model, "generate", lambda generate=model.generate, **how: asked.append(how) or generate(**how))
+    with_opening = caption_images(model, knowing, scenes, sample=True)
+    without = caption_images(model, processor, scenes, sample=True)
+    assert [how["repetition_penalty"] for how in asked] == [1.1, 1.1]
+    assert asked[0]["input_ids"].tolist() == [[2, 5, 10, 11, 3]] * 2 and "input_ids" not in asked[1]
+    assert [(how["min_new_tokens"], how["max_new_tokens"]) for how in asked] == [(1, 16), (5, 20)]
+    assert all(not caption.startswith("a picture of") for caption in with_opening)
+    assert max(len(caption.split()) for caption in with_opening) <= 16 < 20 >= max(len(c.split()) for c in without)
 
 
 @pytest.mark.parametrize("sample", [False, True])

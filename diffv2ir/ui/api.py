@@ -48,7 +48,7 @@ class Api:
             api_name="translate",
             **MODEL_QUEUE,
         )
-        prepare = {**shared, **{name: tab.settings[name] for name in ("resolution", "captioning")}}
+        prepare = {**shared, **{name: tab.settings[name] for name in ("resolution", "captioning", "map_style")}}
         self.triggers[1].click(
             by_name(self.prepare, prepare),
             list(prepare.values()),
@@ -60,7 +60,7 @@ class Api:
     def prepare(self, data: dict[str, Any]) -> tuple[str, Any]:
         """What the model understands of a photo: its caption and its segmentation map."""
         photo = _photo(data)
-        asked = {name: data[name] for name in ("resolution", "captioning")}
+        asked = {name: data[name] for name in ("resolution", "captioning", "map_style")}
         settings = self.page.facts.defaults.replace(**asked)
         conditioning = data["session"].understand(self.page.pipe, photo, **settings.preparation)
         return conditioning.caption, conditioning.segmentation

@@ -11,7 +11,7 @@ from diffv2ir.ui.common import field_of
 from diffv2ir.ui.model import BundleFacts
 
 SCALES = ("visible_scale", "segmentation_scale", "text_scale")
-VARIANTS = ("branch_order", "resolution_rule", "captioning")
+VARIANTS = ("branch_order", "resolution_rule", "captioning", "map_style")
 _OWN = "bundle"
 
 

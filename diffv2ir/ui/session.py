@@ -124,12 +124,19 @@ class Session:
             return understood
         segmentation = (drawn or understood.segmentation) if use_map else False
         return self._conditioned.get(
-            (key, caption, use_map and (drawn is None or imaging.content_hash(drawn)), resolution, rule),
+            (key, caption, self._map_key(use_map, drawn, preparation), resolution, rule),
             # The model's own map is handed over like a drawn one, which it is not.
             lambda: dataclasses.replace(
                 pipe.prepare(image, caption, segmentation, **preparation), own_map=drawn is not None
             ),
         )
+
+    @staticmethod
+    def _map_key(use_map: bool, drawn: Image.Image | None, preparation: dict[str, Any]) -> Any:
+        """What tells maps of one photo apart: none, the model's in a style, or one that was drawn."""
+        if not use_map:
+            return None
+        return ("model", preparation.get("map_style")) if drawn is None else imaging.content_hash(drawn)
 
     def _understand(
         self,
@@ -139,8 +146,9 @@ class Session:
         preparation: dict[str, Any],
         any_caption: bool = False,
     ) -> Conditioning:
-        """The photo understood; with `any_caption` in the way it was first, whose map is the same."""
+        """The photo understood; with `any_caption` with the caption that it had first."""
         way = {"captioning": preparation.get("captioning"), "caption_seed": preparation.get("caption_seed", 0)}
         first = self._ways.get(key, lambda: way)
         way = first if any_caption else way
-        return self._understood.get((key, *way.values()), lambda: pipe.prepare(image, **{**preparation, **way}))
+        key = (key, preparation.get("map_style"), *way.values())
+        return self._understood.get(key, lambda: pipe.prepare(image, **{**preparation, **way}))
