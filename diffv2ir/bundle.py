@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffv2ir.hub_sources import RELEASED, named
 from diffv2ir.schedule import check_schedule
 from diffv2ir.settings import GENERAL_STYLE, MAP_STYLES, GenerationSettings
 from diffv2ir.vlum.prompt import BANDS
@@ -59,6 +60,7 @@ def resolve(name: str | os.PathLike, revision: str | None = None, cache_dir: str
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    _refuse_source(str(name))
     if not _HUB_ID.fullmatch(str(name)) or folder.exists():
         raise BundleError(f"{name}: no such folder (a bundle is 'tiny', a folder, or a hub id 'owner/name')")
     return _download(str(name), revision, cache_dir)
@@ -76,6 +78,20 @@ def _resolve_tiny() -> Path:
         if folder.is_dir():
             return folder
     raise BundleError(f"the embedded bundle is not there: looked in {' and '.join(map(str, places))}")
+
+
+def _refuse_source(name: str) -> None:
+    """Names that `fetch` knows are taken for bundles: say what they are."""
+    source = named(name)
+    if source is None:
+        return
+    if name.partition("@")[0] in RELEASED:
+        raise BundleError(
+            f"{name} is a released checkpoint ({source.what}), not a bundle: `python -m diffv2ir fetch {name}` prints "
+            "its path, and `python -m diffv2ir convert PATH --to FOLDER --captioner blip --segmenter sam --tokenizer "
+            "CLIP_TOKENIZER_FOLDER` makes a bundle of it"
+        )
+    raise BundleError(f"{name} is not a bundle: {source.what}")
 
 
 def _download(name: str, revision: str | None, cache_dir: str | os.PathLike | None) -> Path:
@@ -173,15 +189,33 @@ def folder_problems(folder: Path, name: str) -> list[str]:
             return [f"{name}: no vocabulary ({' or '.join(' with '.join(sorted(files)) for files in wanted)})"]
     if not COMPONENTS[name][1]:
         return []
-    if not (folder / name / "config.json").is_file():
-        return [f"{name}: config.json is missing"]
-    weights = [*(folder / name).glob("*.safetensors"), *(folder / name).glob("*.bin")]
-    if not weights:
-        return [f"{name}: no weights (*.safetensors)"]
-    return [f"{name}: {problem}" for path in weights for problem in _weight_problems(path)]
+    return [f"{name}: {problem}" for problem in model_problems(folder / name)]
 
 
-def _weight_problems(path: Path) -> list[str]:
+def model_problems(folder: Path) -> list[str]:
+    """What the folder of a model lacks, by its files and weight headers; empty if nothing."""
+    if not (folder / "config.json").is_file():
+        return ["config.json is missing"]
+    weights = list(folder.glob("*.safetensors"))
+    kind = "safetensors"
+    if not weights and not any(folder.glob("*.safetensors.index.json")):
+        kind, weights = "bin", list(folder.glob("*.bin"))
+    missing = [problem for path in sorted(folder.glob(f"*.{kind}.index.json")) for problem in _missing_shards(path)]
+    if not weights and not missing:
+        return ["no weights (*.safetensors)"]
+    return missing + [problem for path in weights for problem in weight_problems(path)]
+
+
+def _missing_shards(index: Path) -> list[str]:
+    """The files among which an index shares out the weights, and that are not there."""
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return [f"{index.name} is damaged ({error})"]
+    return [f"{file} is missing ({index.name} lists it)" for file in files if not (index.parent / file).is_file()]
+
+
+def weight_problems(path: Path) -> list[str]:
     if path.suffix == ".bin":
         return []
     from safetensors import SafetensorError, safe_open

@@ -17,12 +17,18 @@ def add_model_commands(commands: argparse._SubParsersAction) -> None:
         description="Get a model from the Hugging Face hub, or what is still missing of it; prints where it is.",
         epilog="; ".join(f"{name}: {source.what}" for name, source in SOURCES.items()),
     )
-    fetch.add_argument("name", metavar="NAME", help=f"{', '.join(SOURCES)}; a local path is printed as it is")
+    fetch.add_argument(
+        "name",
+        metavar="NAME",
+        help=f"{', '.join(SOURCES)}; NAME@REVISION for another commit, branch or tag; a local path is printed as it is",
+    )
     fetch.add_argument("--to", type=Path, metavar="DIR", help="folder for it (default: the hub's cache)")
     fetch.set_defaults(run=run_fetch)
 
     bundles = commands.add_parser("bundles", help="list the bundles and models that are here")
-    bundles.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="further bundles to look at")
+    bundles.add_argument(
+        "folders", nargs="*", type=Path, metavar="PATH", help="bundles, models and checkpoints to look at"
+    )
     bundles.set_defaults(run=run_bundles)
 
 

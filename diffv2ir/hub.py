@@ -1,19 +1,22 @@
-"""Models from the Hugging Face hub: which ones there are, getting them, and one sentence for each way to fail.
+"""Models from the Hugging Face hub (`hub_sources`): getting them, and one sentence for each way to fail.
 
 huggingface_hub does the work: it goes on with the files that are missing, locks each so that one process gets it while
-others wait, and shows the progress. What is added here: whether the disk has room, checksums, and plain words.
+others wait, and shows the progress. What is added here: whether the disk has room, large files that go on in the middle
+(`partial`), checksums, and plain words.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from diffv2ir import partial
+from diffv2ir.hub_sources import SOURCES, Source, named
 
 if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
@@ -21,89 +24,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IGNORED = ["*.msgpack", "*.h5", "*.onnx", "*.ckpt"]
-_GIT_SHA1_LENGTH = 40
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_IN_PART = "only a part of it is here, and the hub cannot be reached; fetch it again online"
 
 
 class HubError(ValueError):
     """Something could not be fetched; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """A repository on the hub, or the part of it that is wanted.
-
-    Attributes:
-        what: in a few words.
-        revision: a commit, or a branch, whose newest state is taken.
-        file: the one file that is wanted.
-        patterns: without `file`, names of the wanted files, with `*`; none = all.
-        repo_type: "model" or "dataset".
-        sha256: of `file`, where it is known from elsewhere than the hub.
-    """
-
-    repo_id: str
-    what: str
-    revision: str = "main"
-    file: str | None = None
-    patterns: tuple[str, ...] = ()
-    repo_type: str = "model"
-    sha256: str | None = None
-
-    @property
-    def page(self) -> str:
-        """The repository's page on the hub."""
-        return f"https://huggingface.co/{'datasets/' if self.repo_type == 'dataset' else ''}{self.repo_id}"
-
-
-def _released(file: str, what: str) -> Source:
-    # Their authors put the checkpoints into the repository of their dataset. It names no version: its newest state.
-    return Source("Lidong26/IR-500K", what, file=f"IR-500k/finetuned_checkpoints/{file}", repo_type="dataset")
-
-
-SOURCES = {
-    "sd15": Source(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "Stable Diffusion 1.5, where phase 1 starts",
-        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-        patterns=(
-            "model_index.json",
-            "scheduler/*",
-            "tokenizer/*",
-            "text_encoder/config.json",
-            "text_encoder/model.safetensors",
-            "unet/config.json",
-            "unet/diffusion_pytorch_model.safetensors",
-            "vae/config.json",
-            "vae/diffusion_pytorch_model.safetensors",
-        ),
-    ),
-    "blip": Source(
-        "Salesforce/blip-image-captioning-base",
-        "BLIP, base size, for captions",
-        "82a37760796d32b1411fe092ab5d4e227313294b",
-        patterns=("*.json", "vocab.txt", "pytorch_model.bin"),
-    ),
-    "sam": Source(
-        "ybelkada/segment-anything",
-        "SAM ViT-B, the official file, for segmentation maps",
-        file="checkpoints/sam_vit_b_01ec64.pth",
-        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-    ),
-    "stage2": _released("after_phase_2.ckpt", "the paper's checkpoint after phase 2"),
-    "m3fd": _released("M3FD.ckpt", "the paper's checkpoint of M3FD, after phase 3"),
-    "flir": _released("FLIR.ckpt", "the paper's checkpoint of FLIR, after phase 3"),
-}
-
-
 def locate(name: str, to: Path | None = None, tell: Callable[[str], Any] = logger.info) -> Path:
-    """A local path as it is, or one of `SOURCES`, fetched if it is not here yet.
+    """A local path as it is, or one of `SOURCES` (or "NAME@REVISION"), fetched if it is not here yet.
 
     Raises:
         HubError: neither, or it cannot be fetched.
     """
-    if name in SOURCES:
-        return download(SOURCES[name], to, tell=tell)
     path = Path(name).expanduser()
+    source = named(name)
+    if source is not None and (name in SOURCES or not path.exists()):
+        return download(source, to, tell=tell)
     if not path.exists():
         raise HubError(f"{name}: no such file or folder, and none of {', '.join(SOURCES)}")
     return path
@@ -120,7 +59,7 @@ def download(
     Args:
         to: folder for it; None = the hub's cache.
         cache_dir: another cache than the user's.
-        tell: called with a sentence before gigabytes are on their way.
+        tell: called with a sentence before gigabytes are on their way, and with the commit that was taken.
 
     Raises:
         HubError: offline, refused, not there, no room on the disk, or damaged on the way.
@@ -128,16 +67,28 @@ def download(
     place = {"cache_dir": cache_dir} if to is None else {"local_dir": to}
     try:
         with _told(source):
-            missing = [entry for entry in _plan(source, place) if entry.will_download]
-    except _Offline:
-        with _told(source):
-            return _get(source, place, local_files_only=True)
-    if missing:
-        _check_room(source, missing, to, cache_dir, tell)
+            plan = _plan(source, place)
+    except _Offline as offline:
+        path = _without_hub(source, place, offline)
+        tell(f"{source.repo_id}: the hub cannot be reached; what is here is taken{_commit_in(path)}")
+        return path
     with _told(source, under_way=True):
+        missing = [(entry, _etag(source, entry)) for entry in plan if entry.will_download]
+        large = [
+            _partial(source, entry, etag, place)
+            for entry, etag in missing
+            if _SHA256.fullmatch(etag) and entry.file_size is not None
+        ]
+        if missing:
+            _check_room(source, [entry for entry, _ in missing], large, _root(place), tell)
+        for file in large:
+            _fetch(source, file)
         path = _get(source, place)
-        for entry in missing:
-            _verify(source, entry)
+        compared = {file.sha256 for file in large}
+        for entry, etag in missing:
+            _verify(source, entry, {etag, source.sha256} - {"", None} - compared)
+    if plan:
+        tell(f"{source.repo_id}: commit {plan[0].commit_hash}")
     return path
 
 
@@ -166,51 +117,129 @@ def _get(source: Source, place: dict[str, Any], **options: Any) -> Any:
 
 
 def _plan(source: Source, place: dict[str, Any]) -> list[DryRunFileInfo]:
+    from huggingface_hub import HfApi, constants
+
+    # One request that is not repeated: without a connection, those of the plan are, for half a minute.
+    if not (_COMMIT.fullmatch(source.revision) and "cache_dir" in place and _is_here(source, place)):
+        HfApi().repo_info(
+            source.repo_id,
+            repo_type=source.repo_type,
+            revision=source.revision,
+            timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        )
     plan = _get(source, place, dry_run=True)
     return plan if isinstance(plan, list) else [plan]
+
+
+def _is_here(source: Source, place: dict[str, Any]) -> bool:
+    try:
+        with _told(source):
+            return bool(_get(source, place, local_files_only=True))
+    except HubError:
+        return False
+
+
+def _without_hub(source: Source, place: dict[str, Any], offline: _Offline) -> Path:
+    """What was fetched before; else it matters that there is no connection, not what huggingface_hub misses then."""
+    begun = parts(source, place.get("local_dir"), place.get("cache_dir"))
+    try:
+        if begun and "local_dir" in place:  # of which huggingface_hub knows only that something is in it
+            raise offline
+        with _told(source):
+            return _get(source, place, local_files_only=True)
+    except _Offline:
+        if begun:
+            raise HubError(f"{source.repo_id}: {_IN_PART}") from offline
+        raise offline from None
+
+
+def _commit_in(path: Path) -> str:
+    """The commit that a path in the hub's cache names, as the end of a sentence; a user's folder names none."""
+    commit = next((part for part in path.parts if _COMMIT.fullmatch(part)), None)
+    return f": commit {commit}" if commit else ""
+
+
+def repository_folder(source: Source, cache_dir: Path | str | None = None) -> Path:
+    """Where the hub's cache keeps a source's repository, there or not."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    return _root({"cache_dir": cache_dir}) / repo_folder_name(repo_id=source.repo_id, repo_type=source.repo_type)
+
+
+def parts(source: Source, to: Path | None = None, cache_dir: Path | str | None = None) -> list[Path]:
+    """What interrupted fetches have left of a source's large files."""
+    folder = partial.downloads(_root({"local_dir": to})) if to else repository_folder(source, cache_dir) / "blobs"
+    name = partial.flat_name(source.file) if source.file else "*"
+    return sorted(folder.rglob(f"*.{name}{partial.SUFFIX}"))
+
+
+def _root(place: dict[str, Any]) -> Path:
+    from huggingface_hub import constants
+
+    return Path(place.get("local_dir") or place.get("cache_dir") or constants.HF_HUB_CACHE).expanduser().resolve()
+
+
+def _etag(source: Source, entry: DryRunFileInfo) -> str:
+    from huggingface_hub import get_hf_file_metadata
+
+    return get_hf_file_metadata(_url(source, entry)).etag or ""
+
+
+def _url(source: Source, entry: DryRunFileInfo) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(source.repo_id, entry.filename, repo_type=source.repo_type, revision=entry.commit_hash)
+
+
+def _partial(source: Source, entry: DryRunFileInfo, etag: str, place: dict[str, Any]) -> partial.PartialFile:
+    file = (entry.filename, _url(source, entry), etag, entry.file_size)
+    if "local_dir" in place:
+        return partial.in_folder(_root(place), *file)
+    return partial.in_cache(repository_folder(source, place["cache_dir"]), *file)
 
 
 def _check_room(
     source: Source,
     missing: Sequence[DryRunFileInfo],
-    to: Path | None,
-    cache_dir: Path | str | None,
+    large: Sequence[partial.PartialFile],
+    folder: Path,
     tell: Callable[[str], Any],
 ) -> None:
-    from huggingface_hub import constants
-
-    folder = Path(to or cache_dir or constants.HF_HUB_CACHE).absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    needed, free = sum(entry.file_size or 0 for entry in missing), shutil.disk_usage(there).free
+    begun = sum(file.begun for file in large)
+    needed = sum(entry.file_size or 0 for entry in missing) - begun
+    orphans = sum(path.stat().st_size for file in large for path in file.orphans())
+    free = shutil.disk_usage(there).free + orphans  # they are removed first
     if needed > free:
         raise HubError(
             f"{source.repo_id}: {needed / 1e9:.1f} GB are to be fetched, but {folder} has only {free / 1e9:.1f} GB free"
         )
-    tell(f"{source.repo_id}: fetching {len(missing)} files, {needed / 1e9:.2f} GB, to {folder}")
+    rest = f" ({begun / 1e9:.2f} GB of them were here already)" if begun else ""
+    tell(f"{source.repo_id}: fetching {len(missing)} files, {needed / 1e9:.2f} GB{rest}, to {folder}")
 
 
-def _verify(source: Source, entry: DryRunFileInfo) -> None:
-    """Compare a file that was fetched with the hub's checksum, and the source's own; remove it if it is damaged."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+def _fetch(source: Source, file: partial.PartialFile) -> None:
+    try:
+        file.fetch()
+    except partial.DamagedError:
+        raise _damaged(source, file.name) from None
 
-    url = hf_hub_url(source.repo_id, entry.filename, repo_type=source.repo_type, revision=entry.commit_hash)
-    expected = get_hf_file_metadata(url).etag
+
+def _verify(source: Source, entry: DryRunFileInfo, wanted: set[str]) -> None:
+    """Compare a file that was fetched with the checksums that are not compared yet; remove it if it is damaged."""
     path = Path(entry.local_path)
-    wanted = [checksum for checksum in (expected, source.sha256) if checksum]
-    if all(_checksum(path, len(checksum)) == checksum for checksum in wanted):
-        return
-    path.resolve().unlink()
+    try:
+        if all(partial.checksum(path, len(checksum)) == checksum for checksum in wanted):
+            return
+    except FileNotFoundError:
+        pass  # another process found it damaged, and removed it
+    path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-    raise HubError(f"{source.repo_id}: {entry.filename} arrived damaged and was removed; fetch it again")
+    raise _damaged(source, entry.filename)
 
 
-def _checksum(path: Path, length: int) -> str:
-    """As the hub computes it: Git's SHA-1 (40 digits) for small files, SHA-256 for large ones."""
-    with path.open("rb") as file:
-        if length != _GIT_SHA1_LENGTH:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        header = f"blob {path.stat().st_size}\0".encode()
-        return hashlib.sha1(header + file.read()).hexdigest()
+def _damaged(source: Source, name: str) -> HubError:
+    return HubError(f"{source.repo_id}: {name} arrived damaged and was removed; fetch it again")
 
 
 class _Offline(HubError):
@@ -237,7 +266,7 @@ def _told(source: Source, under_way: bool = False) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if under_way:
             raise HubError(
-                f"{source.repo_id}: it broke off ({reason}); fetch it again, what is complete is kept"
+                f"{source.repo_id}: it broke off ({reason}); fetch it again, what has arrived is kept"
             ) from error
         raise _Offline(
             f"{source.repo_id}: not a folder here, not downloaded before, and the hub cannot be reached ({reason})"
@@ -261,5 +290,5 @@ def _refusal(source: Source, error: BaseException) -> str | None:
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
         return "the hub refuses the access token: log in anew with `hf auth login`, or correct HF_TOKEN"
     if isinstance(error, errors.LocalEntryNotFoundError) and "is incomplete" in str(error):
-        return "only a part of it is here, and the hub cannot be reached; fetch it again online"
+        return _IN_PART
     return None

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -20,7 +21,9 @@ class FakeHub:
     Attributes:
         refusal: status, error code and message with which everything is refused, or None.
         broken, damaged: files that break off in the middle, or of which a byte is wrong.
+        stalled: files of which the second half does not come as long as they are in here.
         fetched: files that were asked for, in order.
+        ranges: file and first byte of each of these requests.
         read_only: repositories that nobody may write to.
         created: what was asked for when a repository was made.
     """
@@ -31,7 +34,9 @@ class FakeHub:
         self.refusal: tuple[int, str, str] | None = None
         self.broken: set[str] = set()
         self.damaged: set[str] = set()
+        self.stalled: set[str] = set()
         self.fetched: list[str] = []
+        self.ranges: list[tuple[str, int]] = []
         self.read_only: set[str] = set()
         self.created: list[dict] = []
 
@@ -106,6 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[-1] == "write":
             refused = f"{kind}/{'/'.join(parts[:2])}" in hub.read_only
             return self._refuse(403, "", "Forbidden") if refused else self._json({})
+        if len(parts) < 4:  # no revision, or a path of which this hub knows nothing
+            found = f"{kind}/{'/'.join(parts)}" in hub.repositories
+            info = {"_id": "1", "id": "/".join(parts), "sha": COMMIT, "siblings": []}
+            return self._json(info) if found else self._refuse(404, "RepoNotFound", "")
         name, verb, revision, rest = "/".join(parts[:2]), parts[2], parts[3], "/".join(parts[4:])
         files = hub.repositories.get(f"{kind}/{name}")
         if files is None:
@@ -136,21 +145,31 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _file(self, path: str, content: bytes, head: bool) -> None:
-        hub = self.server.hub
-        self.send_response(200)
+        hub, first = self.server.hub, 0
+        if not head and (wanted := self.headers["Range"]):
+            first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if first else 200)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{checksums(path, content)[1]}"')
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(content) - first))
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         if head:
             return
         hub.fetched.append(path)
+        hub.ranges.append((path, first))
         if path in hub.damaged:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        self.wfile.write(content[: len(content) // 2] if path in hub.broken else content)
+        half = max(first, len(content) // 2)
+        self.wfile.write(content[first:half])
+        self.wfile.flush()
+        while path in hub.stalled:
+            time.sleep(0.01)
         if path in hub.broken:
-            self.wfile.flush()
             self.connection.close()
+        else:
+            self.wfile.write(content[half:])
 
 
 def _entry(path: str, content: bytes) -> dict:

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from diffv2ir import bundle
+from diffv2ir import bundle, hub
 from diffv2ir.bundle import COMPONENTS, BundleError, check, resolve
 from diffv2ir.pipeline import DiffV2IRPipeline
 
@@ -57,6 +57,30 @@ def test_everything_missing_is_named_at_once(copy):
     (copy / "unet" / WEIGHTS["unet"]).unlink()
     message = refusal(copy)
     assert all(part in message for part in ("- vae: ", "- captioner: ", "- unet: no weights"))
+
+
+def test_a_missing_shard_is_named(copy):
+    whole = copy / "unet" / WEIGHTS["unet"]
+    tensors = load_file(whole)
+    names = [f"diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    shards = dict.fromkeys(sorted(tensors)[:5], names[0]) | dict.fromkeys(sorted(tensors)[5:], names[1])
+    for name in names:
+        save_file({key: tensors[key] for key in tensors if shards[key] == name}, copy / "unet" / name)
+    whole.unlink()
+    index = copy / "unet" / f"{whole.name}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    check(copy)
+    (copy / "unet" / names[1]).unlink()
+    assert f"- unet: {names[1]} is missing ({index.name} lists it)" in refusal(copy) and names[0] not in refusal(copy)
+    (copy / "unet" / names[0]).unlink()
+    assert all(f"- unet: {name} is missing" in refusal(copy) for name in names)
+    index.write_text("{")
+    assert f"- unet: {index.name} is damaged" in refusal(copy)
+
+
+def test_an_index_of_weights_of_another_kind_does_not_count(copy):
+    (copy / "unet" / "diffusion_pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "not-here.bin"}}')
+    check(copy)
 
 
 @pytest.mark.parametrize("component", WEIGHTS)
@@ -173,6 +197,24 @@ def test_folders_and_names(bundle_folder, tmp_path, monkeypatch):
         resolve(tmp_path / "file")
 
 
+@pytest.mark.parametrize("name", ["stage2", "m3fd", "flir", "stage2@v1"])
+def test_a_released_checkpoint_is_called_by_what_it_is(name, tmp_path, monkeypatch):
+    with pytest.raises(BundleError) as refused:
+        resolve(name)
+    message = str(refused.value)
+    assert message.startswith(f"{name} is a released checkpoint (the paper's checkpoint") and "\n" not in message
+    assert f"`python -m diffv2ir fetch {name}`" in message and "`python -m diffv2ir convert PATH --to FOLDER" in message
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert resolve(name).samefile(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["sd15", "blip", "sam"])
+def test_a_part_of_a_bundle_is_called_by_what_it_is(name):
+    with pytest.raises(BundleError, match=f"{name} is not a bundle: {hub.SOURCES[name].what}"):
+        resolve(name)
+
+
 def test_hub_repository_is_downloaded(bundle_folder, monkeypatch, tmp_path):
     asked = {}
 
@@ -180,6 +222,7 @@ def test_hub_repository_is_downloaded(bundle_folder, monkeypatch, tmp_path):
         asked.update(name=name, **options)
         return [] if options.get("dry_run") else str(bundle_folder)
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda api, *repository, **options: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve("owner/name", revision="v1", cache_dir=tmp_path) == bundle_folder
     assert (asked["name"], asked["revision"], asked["cache_dir"]) == ("owner/name", "v1", tmp_path)
@@ -189,10 +232,11 @@ def test_hub_repository_is_downloaded(bundle_folder, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("no\nnetwork"), OSError("no\nnetwork")])
 def test_hub_that_cannot_be_reached_is_one_sentence(monkeypatch, error):
-    def download(name, **options):
+    def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(BundleError) as refused:
         DiffV2IRPipeline.from_pretrained("owner/name")
     message = str(refused.value)

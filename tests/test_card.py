@@ -77,3 +77,16 @@ def test_a_template_without_a_place_is_refused(files, tmp_path):
     with pytest.raises(ValueError, match="stages"):
         write_card(template, **files)
     assert not (files["bundle"] / "README.md").exists()
+
+
+def test_new_scores_leave_the_stages_as_they_are(files, tmp_path):
+    before = write_card(TEMPLATE, **files).read_text()
+    curves = (files["bundle"] / "curves.png").read_bytes()
+    files["general"] = write_scores(tmp_path / "new.json", {"cidis": 14.44, "roadscene": 11.5, "all": 12.01})
+    text = write_card(TEMPLATE, **{**files, "run": None}).read_text()
+    assert "| cidis | 4 | 14.44 " in text and "| cidis | 4 | 14.44 " not in before
+    assert text.replace("14.44 (13.4–15.4)", "12.34 (11.3–13.3)").replace("14.44", "12.34") == before
+    assert (files["bundle"] / "curves.png").read_bytes() == curves
+    (files["bundle"] / "README.md").unlink()
+    with pytest.raises(ValueError, match="there is no such file"):
+        write_card(TEMPLATE, **{**files, "run": None})

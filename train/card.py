@@ -9,7 +9,7 @@ from train.launch import run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="output folder of train.tiny")
+    parser.add_argument("--run", type=Path, help="output folder of train.tiny; without it the stages stay as they are")
     parser.add_argument("--bundle", type=Path, required=True, help="folder that gets README.md and curves.png")
     parser.add_argument("--general", type=Path, required=True, help="scores of the style general on all cameras")
     parser.add_argument(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
+
+_STAGES_HEAD = "| stage | steps × batch | loss, first → last | minutes |"
 
 STAGES = {
     "segmenter": "SAM (point prompts, merged regions as teacher)",
@@ -33,7 +36,7 @@ def stage_table(run: Path) -> str:
 
     Of a stage that another machine ran, or an earlier run, there may be the weights alone.
     """
-    lines = ["| stage | steps × batch | loss, first → last | minutes |", "| --- | --- | --- | --- |"]
+    lines = [_STAGES_HEAD, "| --- | --- | --- | --- |"]
     for name, title in STAGES.items():
         if not (run / name / "history.json").is_file():
             lines.append(f"| {title} | no record was kept | | |")
@@ -120,24 +123,26 @@ def draw_curves(run: Path, path: Path) -> None:
 
 
 def write_card(
-    template: Path, run: Path, bundle: Path, general: Path, styles: Mapping[str, Path], choice: Path
+    template: Path, run: Path | None, bundle: Path, general: Path, styles: Mapping[str, Path], choice: Path
 ) -> Path:
     """Fill the `{placeholders}` of a template and draw the curves; returns the card, `bundle/README.md`.
 
     Args:
-        run: output folder of `python -m train.tiny`.
+        run: output folder of `python -m train.tiny`; None where only settings or scores are new: the table of stages is
+            that of the card that is there, and the curves stay.
         choice: Markdown that `python -m benchmarks.choose_defaults` printed.
         general, styles: JSON files that `python -m diffv2ir evaluate --json` wrote, a style's of its own camera only.
 
     Raises:
-        ValueError: a file is missing, or a style was evaluated on more than one camera.
+        ValueError: a file is missing, a style was evaluated on more than one camera, or there is neither a run nor a
+            card with a table of stages.
     """
     scores = {name: _read(path) for name, path in {"general": general, **styles}.items()}
     for style in styles:
         if len(scores[style]["model"]) != 2:
             raise ValueError(f"{styles[style]}: expected the scores of one camera, got {list(scores[style]['model'])}")
     tables = {
-        "stages": stage_table(run),
+        "stages": stage_table(run) if run else _table_before(bundle / "README.md"),
         "sizes": size_table(bundle),
         "scores": score_table(scores["general"]),
         "styles": style_table(scores["general"], {style: scores[style] for style in styles}),
@@ -149,9 +154,19 @@ def write_card(
         if f"{{{name}}}" not in text:
             raise ValueError(f"{template} has no place {{{name}}}")
         text = text.replace(f"{{{name}}}", value)
-    draw_curves(run, bundle / "curves.png")
+    if run:
+        draw_curves(run, bundle / "curves.png")
     (bundle / "README.md").write_text(text, encoding="utf-8")
     return bundle / "README.md"
+
+
+def _table_before(card: Path) -> str:
+    """The table of stages in a card."""
+    lines = _read_text(card).splitlines()
+    rows = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: line != _STAGES_HEAD, lines)))
+    if not rows:
+        raise ValueError(f"{card} has no table of stages: name the run folder of the training")
+    return "\n".join(rows)
 
 
 def _read(path: Path) -> dict[str, Any]:
