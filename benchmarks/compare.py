@@ -1,10 +1,12 @@
 """Train or load the baselines, score them and ours on the same scenes, and write one table and one sheet.
 
 `python -m benchmarks.compare --data DATASET --run DIR --minutes 30 --start PHASE1` trains what `DIR/trainings/METHOD`
-lacks (regression and pix2pix for 30 minutes each, ip2p for as many steps as ours) and writes
+lacks (regression and pix2pix for 30 minutes each; ip2p, from our phase 1, for the steps of `phase2.yaml` alone, without
+our stage on crops before it, or for `--share` of them) and writes
 
 - `DIR/METHOD/ID.png`: every method's pictures, by the protocol of `python -m diffv2ir evaluate`;
-- `DIR/table.md`, `DIR/table.csv`, `DIR/scores.json`: per camera and overall, with 95 % bootstrap intervals;
+- `DIR/table.md`, `DIR/table.csv`, `DIR/scores.json`: per camera and overall, with 95 % bootstrap intervals; the last
+  also has the values of every image and what each training took;
 - `DIR/sheet.jpg`: scenes of all cameras, chosen by the seed, with the picture of each method (the paper's Figure 3).
 
 | method | what |
@@ -15,6 +17,9 @@ lacks (regression and pix2pix for 30 minutes each, ip2p for as many steps as our
 | pix2pix | as published |
 | ip2p | our phase 2 with the photo and one fixed prompt, without caption and map |
 | ours | `--bundle`, style general, its own settings; ip2p gets the same settings |
+
+A training that is finished is loaded. One on other pairs than those of `--data`, or with another budget than that of
+`--minutes` or `--share` where they are given, is refused.
 """
 
 from __future__ import annotations
@@ -24,18 +29,28 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
-from benchmarks.baselines import networks, pictures, report
-from benchmarks.baselines.ip2p import train_ip2p
+from benchmarks.baselines import ip2p, networks, pictures, report
 from benchmarks.baselines.pairs import training_pairs
 from benchmarks.baselines.pix2pix import Pix2Pix
 from benchmarks.baselines.regression import Regression
-from benchmarks.baselines.training import Budget, TrainingConfig, finished, load_weights, train
-from diffv2ir.data import DataError
+from benchmarks.baselines.training import (
+    Budget,
+    TrainingConfig,
+    check_finished,
+    finished,
+    load_weights,
+    train,
+    training_record,
+)
+from diffv2ir.data import DataError, Example
+from diffv2ir.evaluate import PROTOCOL, picture_hashes
 from diffv2ir.loading import CommandError, add_model_arguments, load_pipeline
 from diffv2ir.metrics import FRECHET_NAME
 from diffv2ir.pipeline import DiffV2IRPipeline
@@ -62,10 +77,15 @@ class Comparison:
         self.pipe = load_pipeline(options)
         self.settings = self.pipe.default_settings.replace(seed=0)
 
+    @cached_property
+    def pairs(self) -> list[Example]:
+        """What every method learns from."""
+        return training_pairs(self.options.data)
+
     def pictures_of(self, method: str) -> Iterator[Image.Image]:
         """The pictures of one method, its training included where that is not done."""
         makers: dict[str, Callable[[], Iterator[Image.Image]]] = {
-            "constant": lambda: pictures.constant_pictures(self.scenes, training_pairs(self.options.data)),
+            "constant": lambda: pictures.constant_pictures(self.scenes, self.pairs),
             "visible_gray": lambda: pictures.gray_pictures(self.scenes),
             "ip2p": lambda: pictures.ip2p_pictures(self.scenes, self._ip2p(), self.settings),
             report.OURS: lambda: pictures.our_pictures(self.scenes, self.pipe, self.settings),
@@ -79,7 +99,8 @@ class Comparison:
         if not (folder / "result").is_dir():
             self._need(method, folder, "minutes")
             config = TrainingConfig(Budget(minutes=self.options.minutes))
-            train(LEARNERS[method](self.device), training_pairs(self.options.data), folder, config, self.device)
+            train(LEARNERS[method](self.device), self.pairs, folder, config, self.device)
+        check_finished(folder, self.pairs, self.options.minutes)
         record = finished(folder)
         seen = set(record["settings"]["examples"]) & {scene.example.id for scene in self.scenes}
         if seen:
@@ -87,13 +108,21 @@ class Comparison:
         return load_weights(folder, NETWORKS[method](**record["options"]))
 
     def _ip2p(self) -> DiffV2IRPipeline:
-        folder = self.folder / "trainings" / "ip2p"
+        folder, options = self.folder / "trainings" / "ip2p", self.options
         if not (folder / "result").is_dir():
             self._need("ip2p", folder, "start")
-            options = self.options
-            train_ip2p(options.data, options.start, self.pipe.folder, folder, options.share, teacher=options.teacher)
+            share = 1.0 if options.share is None else options.share
+            ip2p.train_ip2p(options.data, options.start, self.pipe.folder, folder, share, teacher=options.teacher)
+        ip2p.check_training(folder, self.pairs, options.share)
         asked = argparse.Namespace(**{**vars(self.options), "bundle": str(folder / "result")})
         return load_pipeline(asked)
+
+    def training_of(self, method: str) -> dict[str, Any] | None:
+        """What the training of a method took; None of those that have none, or do not say."""
+        folder = self.folder / "trainings" / method
+        if method == "ip2p":
+            return ip2p.training_record(folder)
+        return training_record(folder) if method in LEARNERS else None
 
     def _need(self, method: str, folder: Path, option: str) -> None:
         if getattr(self.options, option) is None:
@@ -110,12 +139,23 @@ def run(options: argparse.Namespace) -> None:
     for method in options.methods:
         logger.info("pictures of %s", method)
         made[method] = pictures.save_pictures(comparison.scenes, comparison.pictures_of(method), options.run / method)
-    scores = report.score_pictures(comparison.scenes, made)
-    table = report.to_markdown(scores) + f"\nFréchet: {FRECHET_NAME}, not comparable with FID.\n"
+    scores, real = report.score_pictures(comparison.scenes, made)
+    table = report.to_markdown(scores, real) + f"\nFréchet: {FRECHET_NAME}, not comparable with FID.\n"
     (options.run / "table.md").write_text(table, encoding="utf-8")
     (options.run / "table.csv").write_text(report.to_csv(scores), encoding="utf-8")
-    record = {"split": options.split, "bundle": options.bundle, "settings": comparison.settings.to_dict()}
-    text = json.dumps({**record, "methods": report.to_json(scores)}, indent=2, allow_nan=False)
+    trainings = {method: took for method in made if (took := comparison.training_of(method))}
+    record = {
+        "split": options.split,
+        "bundle": options.bundle,
+        "bundle_sha256": comparison.pipe.bundle_sha256,
+        "settings": comparison.settings.to_dict(),
+        "protocol": PROTOCOL,
+        "trainings": trainings,
+        "methods": report.to_json(scores),
+        "real": {camera: value.to_dict() for camera, value in real.items()},
+        "pictures": picture_hashes(report.as_translations(comparison.scenes)),
+    }
+    text = json.dumps(record, indent=2, allow_nan=False)
     (options.run / "scores.json").write_text(text + "\n", encoding="utf-8")
     places = report.choose_scenes(comparison.scenes, options.sheet_scenes, options.sheet_seed)
     report.draw_sheet(comparison.scenes, made, places).save(options.run / "sheet.jpg", quality=90)
@@ -133,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--start", type=Path, help="result of phase 1, to train ip2p from where it is not done")
     result.add_argument("--teacher", type=Path, help="output of train.teacher, to train ip2p with as ours was")
     result.add_argument(
-        "--share", type=float, default=1.0, help="part of our steps and views for ip2p (default: as many)"
+        "--share", type=float, help="part of the steps and views of phase2.yaml for ip2p, where not done (default: 1)"
     )
     result.add_argument("--sheet-scenes", type=int, default=14, metavar="N", help="rows of the sheet (default: 14)")
     result.add_argument("--sheet-seed", type=int, default=0, metavar="N", help="draws the scenes of the sheet")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,11 +79,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
     for path in (options.json, options.sheet):
         _check_writable(path)
     views = _views(options)
-    translations, settings = _read(options, examples) if options.outputs else _translate(options, examples)
+    translations, settings, model = _read(options, examples) if options.outputs else _translate(options, examples)
     report = score(translations, settings, views)
     print(report.table())
     record = {
         "bundle": None if options.outputs else options.bundle,
+        "bundle_sha256": model,
         "outputs": None if options.outputs is None else str(options.outputs),
         "split": options.split,
         "kind": options.kind,
@@ -127,17 +131,20 @@ def _views(options: argparse.Namespace) -> list[View]:
     return views
 
 
-def _read(options: argparse.Namespace, examples: list[Example]) -> tuple[list[Translation], None]:
+def _read(options: argparse.Namespace, examples: list[Example]) -> tuple[list[Translation], None, None]:
     from diffv2ir.data import DataError
     from diffv2ir.outputs import read_outputs
 
     try:
-        return read_outputs(options.outputs, examples), None
+        return read_outputs(options.outputs, examples), None, None
     except DataError as error:
         raise CommandError(error) from error
 
 
-def _translate(options: argparse.Namespace, examples: list[Example]) -> tuple[list[Translation], GenerationSettings]:
+def _translate(
+    options: argparse.Namespace, examples: list[Example]
+) -> tuple[list[Translation], GenerationSettings, str]:
+    """What the bundle makes of the examples, the settings, and the hash of the bundle's weights."""
     from tqdm import tqdm
 
     from diffv2ir.evaluate import translate_examples
@@ -162,7 +169,7 @@ def _translate(options: argparse.Namespace, examples: list[Example]) -> tuple[li
             save_outputs(translations, options.save_outputs)
         except OSError as error:
             raise CommandError(f"--save-outputs {options.save_outputs} cannot be written: {error}") from error
-    return translations, settings
+    return translations, settings, pipe.bundle_sha256
 
 
 def _examples_of(options: argparse.Namespace) -> list[Example]:
@@ -190,12 +197,14 @@ def run_compare(options: argparse.Namespace) -> int:
     from diffv2ir.comparison import compare_images, table
 
     _check_writable(options.json)
-    first, second = (_read_images(place) for place in (options.first, options.second))
-    common = [key for key in first if key in second]
+    first, second = (_read_evaluation(place) for place in (options.first, options.second))
+    common = [key for key in first.images if key in second.images]
     if not common:
         raise CommandError(f"{options.first} and {options.second} have no image in common")
-    result = compare_images({key: first[key] for key in common}, {key: second[key] for key in common})
-    print(f"{options.first} less {options.second}, {len(common)} images of {len(first)} and {len(second)}")
+    _check_same(first, second, common)
+    result = compare_images(*({key: one.images[key] for key in common} for one in (first, second)))
+    counts = f"{len(common)} images of {len(first.images)} and {len(second.images)}"
+    print(f"{options.first} less {options.second}, {counts}")
     print(table(result))
     if options.json:
         cameras = {
@@ -207,8 +216,44 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read_images(place: str) -> dict[str, dict[str, Any]]:
-    """Every measure by example of an evaluation's file: NaN where one is not defined, infinity for PSNR of equals."""
+@dataclass(frozen=True)
+class _Evaluation:
+    """What an evaluation's file says.
+
+    Attributes:
+        images: every measure by example: NaN where one is not defined, infinity for PSNR of equals.
+        pictures: hash of the real picture by example, empty in files of older versions. protocol: "" if it is not said.
+    """
+
+    place: str
+    images: Mapping[str, Mapping[str, Any]]
+    pictures: Mapping[str, str]
+    protocol: str
+
+
+def _check_same(first: _Evaluation, second: _Evaluation, keys: Sequence[str]) -> None:
+    """Refuse to compare figures of one name that are of different pictures, or were made by different protocols."""
+    places = f"{first.place} and {second.place}"
+    if first.protocol and second.protocol and first.protocol != second.protocol:
+        raise CommandError(
+            f"{places} were scored by different protocols: {first.protocol!r} is not {second.protocol!r}"
+        )
+    known = [key for key in keys if key in first.pictures and key in second.pictures]
+    if others := [key for key in known if first.pictures[key] != second.pictures[key]]:
+        raise CommandError(
+            f"{places} were not scored on the same pictures: the real one of {others[0]} differs, and so for "
+            f"{len(others)} of {len(keys)} names that both have"
+        )
+    if len(known) < len(keys):
+        older = [one.place for one in (first, second) if not one.pictures.keys() >= set(keys)]
+        print(
+            f"warning: {' and '.join(older)} cannot tell which pictures were scored (older evaluate --json): "
+            "equal names are taken for equal pictures",
+            file=sys.stderr,
+        )
+
+
+def _read_evaluation(place: str) -> _Evaluation:
     from diffv2ir.measures import IMAGE_MEASURES
 
     path, _, baseline = place.rpartition(":")
@@ -224,7 +269,7 @@ def _read_images(place: str) -> dict[str, dict[str, Any]]:
             for name in names:
                 undefined = math.inf if name == "psnr" else math.nan
                 rows[key][name] = undefined if row[name] is None else float(row[name])
-        return rows
+        return _Evaluation(place, rows, dict(record.get("pictures") or {}), record.get("protocol") or "")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         what = f" with {baseline}" if baseline else ""
         raise CommandError(f"{path} is not a file that evaluate --json wrote{what}: {error}") from error

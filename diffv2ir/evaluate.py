@@ -19,7 +19,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffv2ir.data import Example
 from diffv2ir.imaging import open_image
-from diffv2ir.scores import EVALUATION_SIZE, OVERALL, PROTOCOL, Report, Score, score, score_methods
+from diffv2ir.scores import (
+    EVALUATION_SIZE,
+    OVERALL,
+    PROTOCOL,
+    Report,
+    Score,
+    picture_hashes,
+    score,
+    score_methods,
+    score_real,
+)
 from diffv2ir.settings import MAX_SEED, STYLE_BAND, GenerationSettings
 from diffv2ir.vlum.prompt import BANDS
 
@@ -28,8 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVALUATION_SIZE", "OVERALL", "PROTOCOL", "Report", "Score", "Translation",
-    "central_square", "evaluate", "example_seed", "gray_square", "save_sheet", "score", "score_methods",
-    "settings_for", "spread", "translate_examples",
+    "central_square", "evaluate", "example_seed", "gray_square", "picture_hashes", "save_sheet", "score",
+    "score_methods", "score_real", "settings_for", "spread", "translate_examples",
 ]  # fmt: skip
 
 

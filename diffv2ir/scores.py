@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffv2ir.bootstrap import mean_interval, set_interval
 from diffv2ir.efficientnet import EfficientNetView, has_frechet_weights
+from diffv2ir.imaging import content_hash
 from diffv2ir.measures import MEASURES
 from diffv2ir.metrics import discrepancy, frechet_distance, kernel_distance, kernels, psnr, ssim
 from diffv2ir.rows import text_rows
@@ -100,6 +101,7 @@ class Report:
 
     `real` has those measures of the real infrared that relate it to the visible image. `images` has the model's
     measures of every pair, by example id, for comparisons of two methods, and `baseline_images` those of the other two.
+    `pictures` has a hash of every real picture, by which such a comparison knows that both are of the same.
     """
 
     protocol: str
@@ -110,13 +112,14 @@ class Report:
     real: dict[str, Score]
     images: dict[str, dict[str, Any]]
     baseline_images: dict[str, dict[str, dict[str, Any]]]
+    pictures: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         groups = {**self.methods(), "real": self.real}
         scores = {name: {camera: score.to_dict() for camera, score in group.items()} for name, group in groups.items()}
         settings = None if self.settings is None else self.settings.to_dict()
         images = {"images": self.images, "baseline_images": self.baseline_images}
-        return {"protocol": self.protocol, "settings": settings, **scores, **images}
+        return {"protocol": self.protocol, "settings": settings, **scores, **images, "pictures": self.pictures}
 
     def methods(self) -> dict[str, dict[str, Score]]:
         return {"model": self.model, "visible_gray": self.visible_gray, "constant": self.constant}
@@ -156,10 +159,15 @@ def score(
     # A set of equal images has no distribution to compare.
     scores, rows = score_methods(methods, translations, views, without_distances=("constant",))
     kept = {name: _images(rows[name], ids, cameras) for name in methods}
-    own = {name: rows["real"][name] for name in _OF_REAL}
     return Report(
-        protocol, settings, **scores, real=_scores(own, {}, cameras), images=kept.pop("model"), baseline_images=kept
-    )
+        protocol, settings, **scores, real=score_real(rows, translations), images=kept.pop("model"),
+        baseline_images=kept, pictures=picture_hashes(translations),
+    )  # fmt: skip
+
+
+def picture_hashes(translations: Sequence[Translation]) -> dict[str, str]:
+    """A hash of each real picture as it is compared with, cut and resized, by example id."""
+    return {translation.example.id: content_hash(translation.real) for translation in translations}
 
 
 def score_methods(
@@ -183,6 +191,16 @@ def score_methods(
     features = _look(views, methods, [translation.real for translation in translations], rows, without_distances)
     cameras = [translation.example.source for translation in translations]
     return {name: _scores(rows[name], features[name], cameras) for name in methods}, rows
+
+
+def score_real(rows: Mapping[str, Rows], translations: Sequence[Translation]) -> dict[str, Score]:
+    """Camera -> those measures of the real infrared that relate it to the visible image.
+
+    Args:
+        rows: the values of every image that `score_methods` gave for these translations.
+    """
+    own = {name: rows["real"][name] for name in _OF_REAL}
+    return _scores(own, {}, [translation.example.source for translation in translations])
 
 
 def _rows(methods: Mapping[str, Sequence[Image.Image]], translations: Sequence[Translation]) -> dict[str, Rows]:

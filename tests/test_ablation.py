@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from diffv2ir import evaluate
-from diffv2ir.data import DataError, read_examples
+from diffv2ir.data import DataError, read_examples, split_validation
 from diffv2ir.phases import draw_phases
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training import phases
@@ -61,7 +61,9 @@ def finished(bundle_folder, configs, data, tmp_path_factory):
     base = make_start_folder(bundle_folder, run / "base" / "result")
     shutil.copytree(bundle_folder, run / "vlum")
     config = load_config(configs / "phase1.yaml", PhaseConfig)
-    train_phase(config, read_examples(data, "train"), base, run / "phase1", cache=run / "cache", vlum=run / "vlum")
+    train, _ = split_validation(read_examples(data, "train"))
+    train_phase(config, train, base, run / "phase1", cache=run / "cache", vlum=run / "vlum")
+    cells.record_examples(run / "phase1", train)
     return run
 
 
@@ -165,7 +167,34 @@ def test_another_model_or_other_pairs_are_other_cells(bundle_folder, data, tmp_p
     schedule.write_text(schedule.read_text().replace("0.012", "0.013"))
     assert cells.model_hash(changed) != cells.model_hash(bundle_folder)
     examples = read_examples(data, kinds=["pairs"])
-    assert cells.examples_hash(examples[::-1]) == cells.examples_hash(examples) != cells.examples_hash(examples[1:])
+    known = cells.examples_hash(examples)
+    assert cells.examples_hash(examples[::-1]) == known != cells.examples_hash(examples[1:])
+    for change in ({"band": "NIR"}, {"caption": "somebody"}, {"kind": "crops"}, {"segmentation": examples[1].visible}):
+        assert cells.examples_hash([replace(examples[0], **change), *examples[1:]]) != known, change
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("model_index.json", {"map_style": "union"}),
+        ("model_index.json", {"bands": {"general": "NIR"}}),
+        ("model_index.json", {"defaults": {"steps": 3}}),
+        ("tokenizer/tokenizer_config.json", {"do_lower_case": False}),
+        ("captioner_processor/processor_config.json", {"image_mean": [0, 0, 0]}),
+    ],
+)
+def test_the_same_weights_used_otherwise_are_another_model(bundle_folder, tmp_path, file, change):
+    changed = shutil.copytree(bundle_folder, tmp_path / "changed")
+    path = changed / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert cells.model_hash(changed) != cells.model_hash(bundle_folder)
+
+
+def test_another_version_draws_other_cells(tmp_path, monkeypatch):
+    store, key = cells.Cells(tmp_path), {"settings": 1}
+    assert store.get(key, lambda: {"psnr": 1}) == {"psnr": 1}
+    monkeypatch.setattr(cells, "__version__", "99")
+    assert store.get(key, lambda: {"psnr": 2}) == {"psnr": 2}
 
 
 def test_a_limit_draws_by_seed_and_a_larger_one_draws_more(data):
@@ -259,20 +288,27 @@ def test_table_3_has_all_combinations_and_shares_their_stages(
     assert not work
 
 
-def test_a_finished_stage_is_taken_only_if_it_is_the_same_training(finished, configs, tmp_path):
+def test_a_finished_stage_is_taken_only_if_it_is_the_same_training(finished, configs, data, tmp_path):
     config = load_config(configs / "phase1.yaml", PhaseConfig)
     own = Trainings(tmp_path, tmp_path / "cache", finished / "vlum", finished)
     base, result = finished / "base" / "result", finished / "phase1" / "result"
-    assert own.result("phase1", config, [], base) == result
-    assert own._finished("phase1", shrunk(config, 2), base) is None
-    assert own._finished("phase1", config, result) is None
+    train, held_out = split_validation(read_examples(data, "train"))
+    assert own.result("phase1", config, train, base) == result
+    assert own._finished("phase1", shrunk(config, 2), train, base) is None
+    assert own._finished("phase1", config, train, result) is None
+    assert own._finished("phase1", config, [*train, *held_out], base) is None
+    cells.record_examples(finished / "phase1", held_out)
+    assert own._finished("phase1", config, train, base) is None
+    (finished / "phase1" / "examples.json").unlink()  # nobody knows what it learnt from
+    assert own._finished("phase1", config, train, base) is None
+    cells.record_examples(finished / "phase1", train)
     history = finished / "phase1" / "history.json"
     before = history.read_text()
     for value, expected in ((None, result), (0.5, None)):  # a setting of another version, not in use and in use
         stored = json.loads(before)
         stored["config"]["critic"] = value
         history.write_text(json.dumps(stored))
-        assert own._finished("phase1", config, base) == expected
+        assert own._finished("phase1", config, train, base) == expected
     history.write_text(before)
     with pytest.raises(ValueError, match="steps-factor must be greater than 0, got 0"):
         shrunk(config, 0)

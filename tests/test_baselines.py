@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from benchmarks.baselines.pairs import TrainingView, load_view, training_pairs
 from benchmarks.baselines.pictures import camera_levels, constant_pictures, network_pictures, read_scenes
 from benchmarks.baselines.pix2pix import BETAS, Pix2Pix, learning_rate
 from benchmarks.baselines.regression import Regression
-from benchmarks.baselines.training import Budget, TrainingConfig, finished, load_weights, train
+from benchmarks.baselines.training import Budget, TrainingConfig, check_finished, finished, load_weights, train
 from diffv2ir import bundle
 from diffv2ir.data import read_examples, split_validation
 from diffv2ir.evaluate import central_square
@@ -205,10 +206,26 @@ def test_another_training_is_not_continued(examples, tmp_path):
         train(MINI["regression"](), examples, tmp_path, config(steps=1, seed=1))
     with pytest.raises(TrainingError, match="other examples"):
         train(MINI["regression"](), examples[1:], tmp_path, config(steps=1))
+    with pytest.raises(TrainingError, match="other examples"):  # of the same names
+        train(MINI["regression"](), [dataclasses.replace(e, visible=e.infrared) for e in examples], tmp_path, config(1))
     with pytest.raises(TrainingError, match="'regression', not 'pix2pix'"):
         train(MINI["pix2pix"](), examples, tmp_path, config(steps=1))
     with pytest.raises(TrainingError, match="no finished training"):
         finished(tmp_path / "elsewhere")
+
+
+def test_a_training_of_before_is_known_by_the_names_of_its_pairs(examples, tmp_path):
+    train(MINI["regression"](), examples, tmp_path, config(steps=1))
+    path = tmp_path / "result" / "training.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["pictures"]
+    path.write_text(json.dumps(record))
+    assert train(MINI["regression"](), examples, tmp_path, config(steps=1)) == tmp_path / "result"
+    check_finished(tmp_path, examples)
+    with pytest.raises(TrainingError, match="trained for 1 steps, not for 2 minutes"):
+        check_finished(tmp_path, examples, 2.0)
+    with pytest.raises(TrainingError, match="other pairs"):
+        check_finished(tmp_path, examples[1:])
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(examples, tmp_path):
@@ -334,6 +351,19 @@ def test_ip2p_sees_the_photo_and_one_prompt(ip2p_bundle):
         assert prompts == [ip2p.PROMPT] * 2
         visible, segmentation = conditions.chunk(2, dim=1)
         assert visible.abs().sum() > 0 and segmentation.abs().sum() == 0
+
+
+def test_ip2p_of_other_pairs_or_of_another_share_is_refused(ip2p_bundle, data, examples, bundle_folder):
+    run = ip2p_bundle[0].parent
+    took = ip2p.training_record(run)
+    assert (took["steps"], took["batch_size"]) == (2, 2) and took["seconds"] > 0
+    places = (data, run.parent / "start", bundle_folder, run)
+    options = {"config": run.parent / "phase2.yaml"}
+    assert ip2p.train_ip2p(*places, 0.5, **options) == ip2p_bundle[0]
+    with pytest.raises(TrainingError, match="trained for 2 steps, and a share of 1 is 4"):
+        ip2p.train_ip2p(*places, **options)
+    with pytest.raises(TrainingError, match="trained on other pairs"):
+        ip2p.check_training(run, examples[1:], **options)
 
 
 def test_ip2p_is_used_as_it_was_trained(pipe, photo, monkeypatch):

@@ -4,18 +4,23 @@ import csv
 import functools
 import json
 import math
+import shutil
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
 from make_data import make_manifest_dataset
 from PIL import Image
 
-from benchmarks import compare
+from benchmarks import by_scene, compare
 from benchmarks.baselines import report
 from benchmarks.baselines.pictures import read_scenes
 from benchmarks.baselines.pix2pix import Pix2Pix
 from benchmarks.baselines.regression import Regression
+from benchmarks.baselines.training import finished
+from diffv2ir.data import read_examples
+from diffv2ir.efficientnet import has_frechet_weights
 from diffv2ir.evaluate import OVERALL, Score
 from diffv2ir.metrics import psnr, ssim
 
@@ -38,6 +43,10 @@ def compared(data, bundle_folder, tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     (run / "trainings" / "ip2p").mkdir(parents=True)
     (run / "trainings" / "ip2p" / "result").symlink_to(bundle_folder)
+    history = [{"step": 2, "loss": 1.0, "seconds_per_step": 3.0}, {"step": 2, "psnr": 9.0}]
+    history.append({"step": 5, "loss": 1.0, "seconds_per_step": 2.0})
+    trained = {"config": {"loop": {"steps": 5, "batch_size": 4}}, "history": history}
+    (run / "trainings" / "ip2p" / "history.json").write_text(json.dumps(trained))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffv2ir.scores.has_frechet_weights", lambda: False)  # half of the time
         patch.setitem(compare.LEARNERS, "pix2pix", functools.partial(Pix2Pix, width=2))
@@ -77,10 +86,34 @@ def test_the_tables_hold_every_method_for_every_camera(compared, data):
             assert float(row[f"{name}_low"]) <= mean <= float(row[f"{name}_high"])
     lines = (compared / "table.md").read_text().splitlines()
     assert [tuple(line.split("|")[n].split()[0] for n in (1, 2)) for line in lines[2 : 2 + len(wanted)]] == wanted
-    against = [line.split("|")[1].strip() for line in lines if "%" in line][1:]
-    assert [name for name in against if name in compare.METHODS] == [m for m in compare.METHODS if m != report.OURS]
+    tasks = lines.index("") + 3
+    assert [line.split("|")[1].strip() for line in lines[tasks : tasks + 7]] == ["real", *compare.METHODS]
+    paired = [tuple(line.split("|")[n].split()[0] for n in (1, 2)) for line in lines[tasks + 10 : tasks + 30]]
+    others = [method for method in compare.METHODS if method != report.OURS]
+    assert paired == [(camera, method) for camera in cameras for method in others]
+
+
+def test_the_record_says_what_was_scored_and_what_the_trainings_took(compared, data, bundle_folder, pipe):
     record = json.loads((compared / "scores.json").read_text())
-    assert set(record["methods"]["pix2pix"]["images"]) == {scene.example.id for scene in scenes}
+    scenes = read_scenes(data, "test")
+    images = record["methods"]["pix2pix"]["images"]
+    assert {key: row["source"] for key, row in images.items()} == {s.example.id: s.example.source for s in scenes}
+    assert set(record["pictures"]) == set(images) and record["bundle_sha256"] == pipe.bundle_sha256
+    assert set(record["real"]) == {"even", "new", "odd", OVERALL}
+    assert list(record["trainings"]) == ["regression", "pix2pix", "ip2p"]
+    assert record["trainings"]["ip2p"] == {"steps": 5, "batch_size": 4, "seconds": 2 * 3 + 3 * 2}
+    trained = finished(compared / "trainings" / "pix2pix")
+    took = {"steps": trained["step"], "batch_size": 1, "seconds": trained["seconds"], "pairs": 3}
+    assert record["trainings"]["pix2pix"] == took and took["steps"] >= 1
+
+
+def test_scores_are_read_by_scene_those_of_before_too(compared, data):
+    before = Path(compare.__file__).parent / "baselines" / "results" / "scores.json"
+    scenes = {example.id: (example.source, example.scene) for example in read_examples(data, "test")}
+    for path, scene_of in ((compared / "scores.json", scenes), (before, None)):
+        methods = {name: own["images"] for name, own in json.loads(path.read_text())["methods"].items()}
+        known = scene_of or {key: ("camera", key) for key in methods["ours"]}
+        assert by_scene.to_markdown(methods, known).count("\n") == 1 + len(compare.METHODS)
 
 
 def test_the_sheet_has_a_column_for_each_method(compared):
@@ -104,7 +137,21 @@ def test_what_cannot_be_compared_is_one_line(compared, data, bundle_folder, tmp_
         message = capsys.readouterr().err.splitlines()[-1]
         assert f"give {option} to train it" in message and f"benchmarks.baselines.{method}" in message
     assert compare.main([*flags, "pix2pix", "--run", str(compared), "--split", "train"]) == 2
-    assert "was trained on" in capsys.readouterr().err.splitlines()[-1]
+    assert "of the scenes" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_training_that_is_not_the_one_asked_for_is_refused(compared, data, bundle_folder, tmp_path, capsys):
+    def refused(method, *arguments, data=data):
+        flags = ["--data", str(data), "--bundle", str(bundle_folder), "--device", "cpu", "--run", str(compared)]
+        assert compare.main([*flags, "--methods", method, *arguments]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "pix2pix was trained for 1e-05 minutes, not for 30 minutes" in refused("pix2pix", "--minutes", "30")
+    assert "ip2p was trained for 5 steps, and a share of 0.5 is 2000" in refused("ip2p", "--share", "0.5")
+    other = shutil.copytree(data, tmp_path / "other")
+    picture = other / "images" / "0.png"
+    Image.eval(Image.open(picture), lambda level: 255 - level).save(picture)
+    assert "regression was trained on other pairs than those of the dataset" in refused("regression", data=other)
 
 
 # The report, on figures that are known
@@ -112,23 +159,51 @@ def test_what_cannot_be_compared_is_one_line(compared, data, bundle_folder, tmp_
 
 def scores(psnr_value, frechet, images):
     values = {"psnr": psnr_value, "ssim": 0.5, "frechet_efficientnet_lite0": frechet}
-    value = Score(2, 0, values, {"psnr": (psnr_value - 1, psnr_value + 1), "ssim": (0.4, 0.6)})
-    return report.MethodScores({OVERALL: value}, {k: {"psnr": v, "ssim": 0.5} for k, v in images.items()})
+    values |= {"edge_f1": 0.25, "edge_f1_visible": 0.5, "person_contrast": None}
+    intervals = {"psnr": (psnr_value - 1, psnr_value + 1), "ssim": (0.4, 0.6), "edge_f1": (0.2, 0.3)}
+    if frechet is not None:
+        intervals["frechet_efficientnet_lite0"] = (frechet - 5, frechet + 5)
+    value = Score(2, 0, values, intervals)
+    rows = {key: {"source": "a", "psnr": value, "ssim": 0.5} for key, value in images.items()}
+    return report.MethodScores({"a": value, OVERALL: value}, rows)
+
+
+REAL = {OVERALL: Score(2, 1, {"edge_f1_visible": 0.75, "person_contrast": 9.0}, {"person_contrast": (8.0, 10.0)})}
 
 
 def test_the_best_is_bold_and_ours_is_compared_image_by_image():
-    table = report.to_markdown(
-        {"other": scores(12.0, 90.0, {"a": 10.0, "b": 14.0}), "ours": scores(13.0, 95.5, {"a": 13.0, "b": 13.0})}
-    ).splitlines()
-    assert table[2] == "| all (2) | other | 12.00 (11.00 to 13.00) | **0.500** (0.400 to 0.600) | **90.0** |"
-    assert table[3] == "| all (2) | ours | **13.00** (12.00 to 14.00) | **0.500** (0.400 to 0.600) | 95.5 |"
-    assert table[-1] == "| other | +1.00 (-1.00 to +3.00) | 50% | +0.000 (+0.000 to +0.000) | 50% |"
+    methods = {"constant": scores(9.0, None, {"a": 9.0, "b": 9.0})}
+    methods |= {"other": scores(12.0, 90.0, {"a": 10.0, "b": 14.0}), "ours": scores(13.0, 95.5, {"a": 13.0, "b": 13.0})}
+    table = report.to_markdown(methods, REAL).splitlines()
+    assert table[5] == "| all (2) | constant | 9.00 (8.00 to 10.00) | **0.500** (0.400 to 0.600) | - |"
+    assert table[6].endswith("other | 12.00 (11.00 to 13.00) | **0.500** (0.400 to 0.600) | **90.0** (85.0 to 95.0) |")
+    assert table[7].endswith("| **13.00** (12.00 to 14.00) | **0.500** (0.400 to 0.600) | 95.5 (90.5 to 100.5) |")
+    assert table[9].startswith("| all (2; people on 1) | edge F1 (95 %) |")
+    assert table[11] == "| real | - | 0.750 | 9.0 (8.0 to 10.0) | - |"
+    assert table[14] == "| ours | 0.250 (0.200 to 0.300) | 0.500 | - | - |"
+    paired = "+1.00 (-1.00 to +3.00) | 50% | +0.000 (+0.000 to +0.000) | 50% |"
+    assert table[-3] == f"| a (2) | other | {paired}" and table[-1] == f"| all (2) | other | {paired}"
+    rows = list(csv.DictReader(report.to_csv(methods).splitlines()))
+    ends = ("frechet_efficientnet_lite0", "frechet_efficientnet_lite0_low", "frechet_efficientnet_lite0_high")
+    assert [rows[-1][end] for end in ends] == ["95.50", "90.50", "100.50"] and not any(rows[0][end] for end in ends)
+
+
+@pytest.mark.skipif(not has_frechet_weights(), reason="the feature network is not installed")
+def test_equal_pictures_have_no_distance_between_sets(data):
+    scenes = [scene for split in ("train", "test") for scene in read_scenes(data, split)][:2]
+    made = {"constant": [Image.new("L", (256, 256), 90)] * 2, "visible_gray": [s.visible.convert("L") for s in scenes]}
+    methods, _ = report.score_pictures(scenes, made)
+    distances = {name: own.cameras[OVERALL].frechet_efficientnet_lite0 for name, own in methods.items()}
+    assert distances["constant"] is None and distances["visible_gray"] > 0
 
 
 def test_equal_images_are_null_in_json():
     equal = {"ours": scores(math.inf, None, {"a": math.inf, "b": 3.0})}
     values = json.loads(json.dumps(report.to_json(equal), allow_nan=False))["ours"]
-    assert values["images"]["a"] == {"psnr": None, "ssim": 0.5} and values["cameras"][OVERALL]["psnr"] is None
+    assert (
+        values["images"]["a"] == {"source": "a", "psnr": None, "ssim": 0.5}
+        and values["cameras"][OVERALL]["psnr"] is None
+    )
     assert report.to_csv(equal).splitlines()[1].endswith(",")  # no Fréchet distance
 
 

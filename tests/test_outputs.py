@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,3 +140,66 @@ def test_a_bundles_pictures_are_written_and_score_the_same(pipe, bundle_folder, 
     assert evaluate(data, "--limit", 1, "--outputs", tmp_path / "ours", "--json", tmp_path / "b.json") == 0
     one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
     assert one["images"] == other["images"] and one["model"] == other["model"]
+    assert one["bundle_sha256"] == pipe.bundle_sha256 and other["bundle_sha256"] is None
+    assert one["pictures"] == other["pictures"] and list(one["pictures"]) == ["scene0"]
+
+
+# Two files are compared only where they are of the same pictures
+
+
+@pytest.fixture
+def scored(data, pictures, tmp_path):
+    """The places of an evaluation's file, and of another's after `change(data)`."""
+
+    def scored(change):
+        places = [str(tmp_path / f"{name}.json") for name in "ab"]
+        assert evaluate(data, "--outputs", pictures, "--json", places[0]) == 0
+        change(data)
+        assert evaluate(data, "--outputs", pictures, "--json", places[1]) == 0
+        return places
+
+    return scored
+
+
+def edit(place, **changes):
+    """Another version's or protocol's file: with other entries, without those that are None."""
+    path = Path(place)
+    record = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
+
+
+def test_equal_names_of_other_pictures_are_not_compared(scored, capsys):
+    def change(data):
+        path = data / "images" / "0_ir.png"
+        Image.eval(Image.open(path), lambda level: level // 2).save(path)
+
+    places = scored(change)
+    assert cli.main(["compare", *places]) == 2
+    error = capsys.readouterr().err
+    assert "were not scored on the same pictures: the real one of scene0 differs, and so for 1 of 2 names" in error
+    assert cli.main(["compare", places[0], f"{places[0]}:visible_gray"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_some_of_the_same_pictures_are_compared(scored, data, capsys):
+    places = scored(lambda data: None)
+    assert evaluate(data, "--outputs", data.parent / "pictures", "--limit", 1, "--json", places[1]) == 0
+    assert cli.main(["compare", *places]) == 0
+    printed = capsys.readouterr()
+    assert "1 images of 2 and 1" in printed.out and "warning" not in printed.err
+
+
+def test_another_protocol_is_not_compared_and_an_older_file_is_with_a_warning(scored, capsys):
+    places = scored(lambda data: None)
+    edit(places[1], protocol="whole frames, 512 px")
+    assert cli.main(["compare", *places]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "by different protocols: " in error
+        and "central square, 256 px" in error
+        and "is not 'whole frames, 512 px'" in error
+    )
+    edit(places[1], protocol=None, pictures=None)
+    assert cli.main(["compare", *places]) == 0
+    error = capsys.readouterr().err
+    assert "warning: " in error and "b.json cannot tell which pictures were scored" in error and "a.json" not in error

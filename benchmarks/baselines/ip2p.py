@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,12 +20,17 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.baselines.pairs import training_pairs
+from diffv2ir.data import Example
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
+from diffv2ir.training.ablation.cells import examples_hash, record_examples, recorded_examples
 from diffv2ir.training.ablation.trainings import shrunk
 from diffv2ir.training.config import load_config
+from diffv2ir.training.loop import TrainingError, latest_checkpoint
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from train.launch import run
+
+logger = logging.getLogger(__name__)
 
 PROMPT = "turn the visible image into infrared"
 CONFIG = Path(__file__).parents[2] / "train" / "configs" / "tiny" / "phase2.yaml"
@@ -46,13 +53,57 @@ def train_ip2p(
         config: that of our phase 2. teacher: output of train.teacher: our teacher is its teacher, too.
 
     Raises:
-        DataError, TrainingError, ValueError: as `train_phase`; or share is not in (0, 1].
+        DataError, TrainingError, ValueError: as `train_phase`; or share is not in (0, 1], or `output` holds a training
+            on other pairs, or a finished one with another share.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     examples = training_pairs(data)
     theirs = without_conditions(load_config(config, PhaseConfig), share)
+    if (output / "result").is_dir() or latest_checkpoint(output):
+        check_training(output, examples, share, config)
+    else:
+        record_examples(output, [example for example in examples if theirs.fits(example)])
     return train_phase(theirs, examples, start, output, cache=output / "cache", vlum=vlum, teacher=teacher)
+
+
+def check_training(
+    output: Path, examples: Sequence[Example], share: float | None = None, config: Path = CONFIG
+) -> None:
+    """Refuse a training on other pairs than `examples`, or with other steps than `share` of ours; None = any.
+
+    Raises:
+        TrainingError: it is of other pairs or steps.
+    """
+    theirs = without_conditions(load_config(config, PhaseConfig), share or 1.0)
+    recorded = recorded_examples(output)
+    if recorded is None:
+        logger.warning("%s does not say what it was trained on: it is taken for the pairs of the dataset", output)
+    elif recorded != examples_hash([example for example in examples if theirs.fits(example)]):
+        raise TrainingError(
+            f"{output} was trained on other pairs, or with other captions or bands, than those of the dataset; choose "
+            "another folder, or the same dataset"
+        )
+    record = training_record(output)
+    if share is not None and record and record["steps"] != theirs.loop.steps:
+        raise TrainingError(
+            f"{output} was trained for {record['steps']} steps, and a share of {share:g} is {theirs.loop.steps}; "
+            "choose another folder, or the same share"
+        )
+
+
+def training_record(output: Path) -> dict[str, float] | None:
+    """What a finished training took: steps, samples of a step, seconds; None where its history is not there."""
+    path = output / "history.json"
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    loop, seconds, before = content["config"]["loop"], 0.0, 0
+    for row in content["history"]:
+        if "seconds_per_step" in row:
+            seconds += (row["step"] - before) * row["seconds_per_step"]
+            before = row["step"]
+    return {"steps": loop["steps"], "batch_size": loop["batch_size"], "seconds": seconds}
 
 
 def without_conditions(config: PhaseConfig, share: float = 1.0) -> PhaseConfig:

@@ -8,60 +8,84 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
 from benchmarks.baselines.pictures import Scene
-from diffv2ir.bootstrap import compare
-from diffv2ir.evaluate import Score, Translation, score_methods
+from diffv2ir.comparison import compare_images
+from diffv2ir.evaluate import OVERALL, Score, Translation, score_methods, score_real
+from diffv2ir.measures import MEASURES
 from diffv2ir.rows import picture_rows
 
 OURS = "ours"
 _COLUMNS = ("camera", "images", "method", "psnr", "psnr_low", "psnr_high", "ssim", "ssim_low", "ssim_high")
 _FRECHET = "frechet_efficientnet_lite0"
+_IMAGE = ("psnr", "ssim")
+_TASKS = ("edge_f1", "edge_f1_visible", "person_contrast", "person_error")
 
 
 @dataclass(frozen=True)
 class MethodScores:
-    """Scores by camera (and `OVERALL`), and PSNR and SSIM of every image by example id."""
+    """Scores by camera (and `OVERALL`), and by example id its camera (`source`), PSNR and SSIM."""
 
     cameras: dict[str, Score]
-    images: dict[str, dict[str, float]]
+    images: dict[str, dict[str, Any]]
 
 
-def score_pictures(scenes: Sequence[Scene], pictures: Mapping[str, Sequence[Image.Image]]) -> dict[str, MethodScores]:
-    """Score the pictures of every method (8-bit gray, in the order of the scenes) by `diffv2ir.evaluate`."""
-    translations = [Translation(scene.example, scene.visible, None, scene.real, scene.real, "") for scene in scenes]
-    scores, rows = score_methods(pictures, translations)
-    return {
+def score_pictures(
+    scenes: Sequence[Scene], pictures: Mapping[str, Sequence[Image.Image]]
+) -> tuple[dict[str, MethodScores], dict[str, Score]]:
+    """Score the pictures of every method (8-bit gray, in the order of the scenes) by `diffv2ir.evaluate`.
+
+    Returns:
+        Method -> its scores; camera -> what the real infrared has of the measures, to read the others beside it.
+    """
+    translations = as_translations(scenes)
+    # A set of equal images has no distribution to compare.
+    scores, rows = score_methods(pictures, translations, without_distances=("constant",))
+    methods = {
         method: MethodScores(
             cameras,
             {
-                scene.example.id: {name: rows[method][name][place] for name in ("psnr", "ssim")}
+                scene.example.id: {
+                    "source": scene.example.source,
+                    **{name: rows[method][name][place] for name in _IMAGE},
+                }
                 for place, scene in enumerate(scenes)
             },
         )
         for method, cameras in scores.items()
     }
+    return methods, score_real(rows, translations)
+
+
+def as_translations(scenes: Sequence[Scene]) -> list[Translation]:
+    """The scenes as `diffv2ir.evaluate` has them, with the real picture in place of a method's."""
+    return [Translation(scene.example, scene.visible, None, scene.real, scene.real, "") for scene in scenes]
 
 
 def to_csv(scores: dict[str, MethodScores]) -> str:
     """One line for each camera and method."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, _FRECHET])
+    writer.writerow([*_COLUMNS, *(f"{_FRECHET}{end}" for end in ("", "_low", "_high"))])
     for camera, method, value in _rows(scores):
-        frechet = value.frechet_efficientnet_lite0
         figures = [value.psnr, *value.psnr_interval, value.ssim, *value.ssim_interval]
-        cells = [f"{figure:.4f}" for figure in figures]
-        writer.writerow([camera, value.count, method, *cells, "" if frechet is None else f"{frechet:.2f}"])
+        distance = [value.values[_FRECHET], *value.intervals.get(_FRECHET, (None, None))]
+        cells = [f"{figure:.4f}" for figure in figures] + ["" if end is None else f"{end:.2f}" for end in distance]
+        writer.writerow([camera, value.count, method, *cells])
     return text.getvalue()
 
 
-def to_markdown(scores: dict[str, MethodScores]) -> str:
-    """The table by camera, the best figure of each camera in bold; behind it ours against each other method."""
+def to_markdown(scores: dict[str, MethodScores], real: Mapping[str, Score]) -> str:
+    """The table by camera, the best figure of each camera in bold; behind it edges and people, and ours against each.
+
+    Args:
+        real: see `score_pictures`.
+    """
     lines = [
-        "| camera (images) | method | PSNR, dB (95 %) | SSIM (95 %) | Fréchet |",
+        "| camera (images) | method | PSNR, dB (95 %) | SSIM (95 %) | Fréchet (95 %) |",
         "| --- | --- | --- | --- | --- |",
     ]
     for camera, method, value in _rows(scores):
@@ -71,7 +95,7 @@ def to_markdown(scores: dict[str, MethodScores]) -> str:
         psnrs += " ({:.2f} to {:.2f})".format(*value.psnr_interval)
         ssims += " ({:.3f} to {:.3f})".format(*value.ssim_interval)
         lines.append(f"| {camera} ({value.count}) | {method} | {psnrs} | {ssims} | {_frechet_cell(value, others)} |")
-    return "\n".join([*lines, *_against(scores)]) + "\n"
+    return "\n".join([*lines, *_tasks(scores, real), *_against(scores)]) + "\n"
 
 
 def _rows(scores: dict[str, MethodScores]) -> list[tuple[str, str, Score]]:
@@ -87,28 +111,43 @@ def _frechet_cell(value: Score, others: Sequence[Score]) -> str:
     distance = value.frechet_efficientnet_lite0
     if distance is None:
         return "-"
-    return _bold(f"{distance:.1f}", distance == min(other.frechet_efficientnet_lite0 for other in others))
+    defined = [other.values[_FRECHET] for other in others if other.values[_FRECHET] is not None]
+    return _bold(f"{distance:.1f}", distance == min(defined)) + " ({:.1f} to {:.1f})".format(*value.intervals[_FRECHET])
+
+
+def _tasks(scores: dict[str, MethodScores], real: Mapping[str, Score]) -> list[str]:
+    """How edges and people survive, over all scenes."""
+    overall = real[OVERALL]
+    lines = [
+        "",
+        f"| all ({overall.count}; people on {overall.people}) | edge F1 (95 %) | with the photo's edges (95 %) | "
+        "people's contrast, levels (95 %) | its error, levels (95 %) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for method, value in {"real": overall, **{name: own.cameras[OVERALL] for name, own in scores.items()}}.items():
+        lines.append(f"| {method} | {' | '.join(value.cell(name) for name in _TASKS)} |")
+    return lines
 
 
 def _against(scores: dict[str, MethodScores]) -> list[str]:
-    """Ours less each other method, image by image, over all scenes."""
+    """Ours less each other method, image by image, by camera and over all scenes."""
     if OURS not in scores:
         return []
     lines = [
         "",
-        "| ours less | PSNR, dB (95 %) | better on | SSIM (95 %) | better on |",
-        "| --- | --- | --- | --- | --- |",
+        "| camera (images) | ours less | PSNR, dB (95 %) | better on | SSIM (95 %) | better on |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    ours = scores[OURS].images
-    for method, own in scores.items():
-        if method == OURS:
-            continue
-        cells = []
-        for name, decimals in (("psnr", 2), ("ssim", 3)):
-            result = compare([ours[key][name] for key in ours], [own.images[key][name] for key in ours])
-            low, high = (f"{bound:+.{decimals}f}" for bound in result.interval)
-            cells += [f"{result.difference:+.{decimals}f} ({low} to {high})", f"{result.win_rate:.0%}"]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+    ours = scores[OURS]
+    compared = {method: compare_images(ours.images, own.images) for method, own in scores.items() if method != OURS}
+    for camera, value in ours.cameras.items():
+        for method, cameras in compared.items():
+            cells = []
+            for name in _IMAGE:
+                result, form = cameras[camera][name], MEASURES[name].format
+                low, high = (form(bound, "+") for bound in result.interval)
+                cells += [f"{form(result.difference, '+')} ({low} to {high})", f"{result.win_rate:.0%}"]
+            lines.append(f"| {camera} ({value.count}) | {method} | {' | '.join(cells)} |")
     return lines
 
 
@@ -118,7 +157,7 @@ def to_json(scores: dict[str, MethodScores]) -> dict[str, dict]:
         method: {
             "cameras": {camera: value.to_dict() for camera, value in own.cameras.items()},
             "images": {
-                key: {name: value if math.isfinite(value) else None for name, value in row.items()}
+                key: {**row, **{name: row[name] if math.isfinite(row[name]) else None for name in _IMAGE}}
                 for key, row in own.images.items()
             },
         }

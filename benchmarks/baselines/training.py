@@ -25,6 +25,8 @@ from tqdm import tqdm
 from benchmarks.baselines.pairs import TrainingView, load_view
 from diffv2ir.data import Example
 from diffv2ir.files import write_atomically
+from diffv2ir.training.ablation.cells import digest
+from diffv2ir.training.cache import file_hash
 from diffv2ir.training.loop import Sampler, TrainingError, mix_seed
 
 logger = logging.getLogger(__name__)
@@ -112,6 +114,30 @@ def train(
     return result
 
 
+def check_finished(folder: Path, examples: Sequence[Example], minutes: float | None = None) -> None:
+    """Refuse a finished training on other pairs than `examples`, or with another budget than `minutes`; None = any.
+
+    Raises:
+        TrainingError: it is of other pairs or minutes, or nothing was finished there.
+    """
+    settings = finished(folder)["settings"]
+    if not _same_examples(settings, _examples_settings(examples)):
+        raise TrainingError(
+            f"{folder} was trained on other pairs than those of the dataset; choose another folder, or the same dataset"
+        )
+    budget = settings["budget"]
+    if minutes is not None and budget["minutes"] != minutes:
+        trained = f"{budget['steps']} steps" if budget["minutes"] is None else f"{budget['minutes']:g} minutes"
+        raise TrainingError(f"{folder} was trained for {trained}, not for {minutes:g} minutes; choose another folder")
+
+
+def training_record(folder: Path) -> dict[str, float]:
+    """What a finished training took: steps, images of a step, seconds, and how many pairs there were."""
+    record = finished(folder)
+    took = {"steps": record["step"], "batch_size": record["batch_size"], "seconds": record["seconds"]}
+    return took | {"pairs": len(record["settings"]["examples"])}
+
+
 def finished(folder: Path) -> dict[str, Any]:
     """The record of a finished training: `method`, `options`, `step`, `seconds`, `settings`, `history`.
 
@@ -148,7 +174,7 @@ class _Run:
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
         self.settings = {"seed": config.seed, "budget": asdict(config.budget), "view": asdict(config.view)}
-        self.settings["examples"] = [example.id for example in examples]
+        self.settings |= _examples_settings(examples)
 
     def go(self, checkpoint: Callable[[], None]) -> None:
         budget, name = self.config.budget, self.learner.name
@@ -201,6 +227,8 @@ class _Run:
         if not folder.is_dir():
             return
         found, mine = (json.loads(text) for text in ((folder / _RECORD).read_text(), json.dumps(self._record())))
+        if _same_examples(found["settings"], mine["settings"]):  # what an older record does not say is no difference
+            found["settings"] |= {name: mine["settings"][name] for name in ("examples", "pictures")}
         for key in ("method", "options", "batch_size", "settings"):
             if found[key] != mine[key]:
                 raise TrainingError(
@@ -217,9 +245,20 @@ class _Run:
         logger.info("%s: resumed at step %d after %.0f s of training", self.learner.name, self.step, self.seconds)
 
 
+def _examples_settings(examples: Sequence[Example]) -> dict[str, Any]:
+    """What is learnt from: names, and a hash of the pictures in their order."""
+    hashes = [file_hash(file) for example in examples for file in (example.visible, example.infrared)]
+    return {"examples": [example.id for example in examples], "pictures": digest(hashes)}
+
+
+def _same_examples(found: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Whether two settings are of the same examples, by their names alone where a record has no more."""
+    return found["examples"] == mine["examples"] and found.get("pictures") in (None, mine["pictures"])
+
+
 def _difference(found: Any, mine: Any) -> str:
     if not isinstance(found, dict):
         return f"{found!r}, not {mine!r}"
     names = [name for name in {**found, **mine} if found.get(name) != mine.get(name)]
-    short = [name for name in names if name != "examples"]
+    short = [name for name in names if name not in ("examples", "pictures")]
     return ", ".join([f"{name} {found.get(name)!r}, not {mine.get(name)!r}" for name in short] or ["other examples"])

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from diffv2ir import bundle
+from diffv2ir import __version__, bundle
 from diffv2ir.data import Example
 from diffv2ir.files import write_file_atomically
 from diffv2ir.measures import MEASURES
 from diffv2ir.training.cache import file_hash
+
+_EXAMPLES = "examples.json"
 
 
 class Cells:
@@ -29,8 +31,11 @@ class Cells:
         self.folder, self.computed = folder, 0
 
     def path(self, key: Mapping[str, Any]) -> Path:
-        """Where the cell of `key` lies, or will lie. Cells that measured less than is measured now are not found."""
-        return self.folder / f"{digest({**key, 'measures': sorted(MEASURES)})}.json"
+        """Where the cell of `key` lies, or will lie.
+
+        Cells that another version of the package drew, or that measured less than is measured now, are not found.
+        """
+        return self.folder / f"{digest({**key, 'measures': sorted(MEASURES), 'version': __version__})}.json"
 
     def get(self, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The cell's result: found, or computed and kept. Either way it is what JSON makes of it."""
@@ -48,16 +53,33 @@ def digest(value: Any) -> str:
 
 
 def model_hash(folder: Path) -> str:
-    """Hash of a model folder: all its weights, and its noise schedule."""
-    schedule = (folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
-    return digest([bundle.content_hash(folder), schedule])
+    """Hash of a model folder: its weights, and what they are used with: index, schedule, tokenizers, configurations."""
+    texts = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt"))
+    hashes = [(path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()) for path in texts]
+    return digest([bundle.content_hash(folder), hashes])
 
 
 def examples_hash(examples: Sequence[Example]) -> str:
-    """Hash of the examples' names and images; their order does not matter."""
-    return digest(
-        sorted([e.source, e.id, *(file_hash(p) if p else None for p in (e.visible, e.infrared))] for e in examples)
-    )
+    """Hash of the examples' names, images, captions and bands; their order does not matter."""
+    return digest(sorted(map(_example_parts, examples), key=json.dumps))
+
+
+def _example_parts(example: Example) -> list[str | None]:
+    files = (example.visible, example.infrared, example.segmentation)
+    hashes = (file_hash(file) if file else None for file in files)
+    return [example.source, example.id, example.kind, example.band, example.caption, *hashes]
+
+
+def record_examples(training: Path, examples: Sequence[Example]) -> None:
+    """Note in the folder of a training what it learns from."""
+    content = json.dumps({"hash": examples_hash(examples)})
+    write_file_atomically(training / _EXAMPLES, lambda partial: partial.write_text(content, encoding="utf-8"))
+
+
+def recorded_examples(training: Path) -> str | None:
+    """The `examples_hash` of what a training learnt from; None where that was not noted."""
+    path = training / _EXAMPLES
+    return json.loads(path.read_text(encoding="utf-8"))["hash"] if path.is_file() else None
 
 
 def device_name(device: torch.device) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from diffv2ir import bundle
 from diffv2ir.data import Example
-from diffv2ir.training.ablation.cells import digest, examples_hash, model_hash
+from diffv2ir.training.ablation.cells import digest, examples_hash, model_hash, recorded_examples
 from diffv2ir.training.cache import PICTURES, PictureFolder, file_hash
 from diffv2ir.training.config import from_mapping
 from diffv2ir.training.phases import PhaseConfig, check_teacher, train_phase
@@ -53,11 +52,11 @@ class Trainings:
         Raises:
             DataError, TrainingError, ValueError: see `train_phase`.
         """
-        if (known := self._finished(name, config, start)) is not None:
+        chosen = [example for example in examples if config.fits(example)]
+        if (known := self._finished(name, config, chosen, start)) is not None:
             logger.info("%s: taken from %s", name, known)
             return known
-        chosen = [example for example in examples if config.fits(example)]
-        parts = [asdict(config), model_hash(start), bundle.content_hash(self.vlum), examples_hash(chosen)]
+        parts = [asdict(config), model_hash(start), model_hash(self.vlum), examples_hash(chosen)]
         check_teacher(config, self.teacher, chosen)
         if config.teacher_share:
             pictures, bands = PictureFolder(self.teacher / PICTURES), teacher_bands(self.teacher)
@@ -72,8 +71,8 @@ class Trainings:
             cache=self.cache, vlum=self.vlum, teacher=self.teacher, unseen_captions=unseen,
         )  # fmt: skip
 
-    def _finished(self, name: str, config: PhaseConfig, start: Path) -> Path | None:
-        """The finished run's result of this name, if configuration and start are the same."""
+    def _finished(self, name: str, config: PhaseConfig, examples: Sequence[Example], start: Path) -> Path | None:
+        """The finished run's result of this name, if configuration, examples and start are the same."""
         if self.finished is None or name not in _FOLLOWS:
             return None
         if start.resolve() != (self.finished / _FOLLOWS[name] / "result").resolve():
@@ -88,7 +87,14 @@ class Trainings:
         known = {name: value for name, value in stored.items() if name in names or value is not None}
         if not known.keys() <= names:
             return None
-        return stage / "result" if from_mapping(known, PhaseConfig) == config else None
+        if from_mapping(known, PhaseConfig) != config:
+            return None
+        recorded = recorded_examples(stage)
+        if recorded != examples_hash(examples):
+            why = "does not say what it learnt from" if recorded is None else "learnt from other examples"
+            logger.warning("%s: %s %s; it is trained anew", name, stage, why)
+            return None
+        return stage / "result"
 
 
 def shrunk(config: PhaseConfig, factor: float) -> PhaseConfig:
