@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
+        if options.port:
+            check_port(options.host, options.port)
         demo, extras = prepare(options)
     except CommandError as error:
         print(f"app.py: {error}", file=sys.stderr)
@@ -60,9 +64,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         serve(demo, options.host, options.port, share=options.share, mcp_server=options.mcp, **extras)
     except OSError as error:
-        print(f"app.py: cannot listen on {options.host}, port {options.port or '7860-7959'}: {error}", file=sys.stderr)
+        # Gradio's own, without a number, when it has tried all ports.
+        why = error if error.errno is not None else "all are in use, choose another with --port"
+        print(f"app.py: cannot listen on {options.host}, port {options.port or '7860-7959'}: {why}", file=sys.stderr)
         return 2
     return 0
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address at once, before the model is loaded for it.
+
+    Raises:
+        CommandError: something else listens there, or nobody may.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As the server will: what an earlier run left behind on the port is no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(f"port {port} is in use; choose another with --port") from error
+        raise CommandError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
 
 
 def prepare(options: argparse.Namespace):

@@ -101,11 +101,20 @@ def suggestion(name: str, settings: GenerationSettings, styles: Sequence[str] = 
     if name == "seed":
         seed = settings.seed or 0
         return ", ".join(str(value) for value in (seed, seed + 1, seed + 2))
-    if name == "steps":
-        return "10, 25, 50"
-    if name == "gain_control":
-        return "0, 0.25, 0.5"
-    return ", ".join(_names(name, styles) or ("1", "2.5", "5"))
+    names = _names(name, styles)
+    return ", ".join(names if names is not None else _around(name, getattr(settings, name)))
+
+
+def _around(name: str, value: float) -> list[str]:
+    """The value of a number's axis between its half and its double, each once and where a slider can stand."""
+    field = GenerationSettings.__dataclass_fields__[name].metadata
+    low, high, step = field["minimum"], max(field["maximum"], value), field["step"]
+    if value:
+        others = (value / 2, value * 2)
+    else:
+        others = (high / 10, high / 5)
+    values = sorted({value, *(min(max(round(other / step) * step, low), high) for other in others)})
+    return [f"{number:.10g}" for number in values]
 
 
 def _names(name: str, styles: Sequence[str]) -> Sequence[str] | None:

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     translate = commands.add_parser("translate", help="turn photos into infrared pictures")
-    translate.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
+    translate.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="picture files: JPEG, PNG, WebP ...")
     translate.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the results")
     translate.add_argument("--caption", help="use this caption instead of the model's; '' switches the caption off")
     translate.add_argument(
@@ -66,8 +66,8 @@ def run_translate(options: argparse.Namespace) -> int:
 
     if options.segmentation not in (None, NO_SEGMENTATION) and len(options.photos) > 1:
         raise CommandError("--segmentation FILE fits one photo, got several")
+    _make_folder(options.out)
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
         segmentation = _segmentation(options.segmentation)
     except (ImageError, OSError) as error:
         raise CommandError(error) from error
@@ -82,14 +82,24 @@ def run_translate(options: argparse.Namespace) -> int:
             failed += 1
             continue
         infrared_path, map_path = output_paths(options.out, stems[result.number])
+        replaced = infrared_path.exists()
         try:
             result.output.save(infrared_path, options.bits)
             if result.output.segmentation is not None:
                 result.output.segmentation.save(map_path)
         except OSError as error:
-            raise CommandError(f"{infrared_path} cannot be written: {error}") from error
-        _print_result(photo, infrared_path, result.output)
+            raise CommandError(f"{infrared_path} cannot be written: {error.strerror or error}") from error
+        _print_result(photo, f"{infrared_path}{' (replaced)' * replaced}", result.output)
     return SOME_FAILED if failed else OK
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise CommandError(f"--out {out}: this or what it lies in is a file; name a folder for the results") from error
+    except OSError as error:
+        raise CommandError(f"--out {out}: the folder cannot be made ({error.strerror})") from error
 
 
 def _segmentation(value: str | None) -> Any:
@@ -100,6 +110,6 @@ def _segmentation(value: str | None) -> Any:
     return False if value == NO_SEGMENTATION else open_image(value)
 
 
-def _print_result(photo: Path, path: Path, output: Output) -> None:
+def _print_result(photo: Path, place: str, output: Output) -> None:
     timings = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in output.timings.items())
-    print(f"{photo} -> {path}\n  caption: {output.caption or '(off)'}\n  seed: {output.seed}\n  timings: {timings}")
+    print(f"{photo} -> {place}\n  caption: {output.caption or '(off)'}\n  seed: {output.seed}\n  timings: {timings}")

@@ -33,6 +33,11 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
 
+# Pixels beyond which a file is written fast rather than small: a grainy picture of 16000x900 in 0.8 s, not 4.5 s, and
+# 14 % larger. zlib's levels.
+_LARGE = 4_000_000
+_FAST, _SMALL = 1, 6
+
 # What XML 1.0 and UTF-8 cannot hold: control characters and halves of surrogate pairs.
 _UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -86,7 +91,8 @@ def save_png(image: Image.Image, path: str | os.PathLike, record: Record) -> Non
     info.add_itxt("Software", tool)
     text = f"Generated infrared picture, not a measurement. {caption}".strip()
     info.add_itxt(XMP_KEY, _XMP.format(source=DIGITAL_SOURCE_TYPE, tool=escape(tool), description=escape(text)))
-    image.save(path, format="PNG", pnginfo=info)
+    level = _FAST if image.width * image.height > _LARGE else _SMALL
+    image.save(path, format="PNG", pnginfo=info, compress_level=level)
 
 
 def restore(path: str | os.PathLike) -> Record:

@@ -41,44 +41,54 @@ class GenerationSettings:
     """
 
     steps: int = _setting(
-        100, "Steps", "Denoising steps; more is slower and finer.", minimum=1, maximum=200, limit=500, step=1
-    )
+        100, "Steps", "In how many steps the picture is made out of noise (denoising); more is slower and finer.",
+        minimum=1, maximum=200, limit=500, step=1,
+    )  # fmt: skip
     visible_scale: float = _setting(
-        1.5, "Visible scale (s_V)", "How strongly the photo itself guides (Eq. 2).",
+        1.5, "Visible scale (s_V)", "How strongly the picture follows the photo (s_V of Eq. 2 of the paper).",
         minimum=0.0, maximum=15.0, limit=None, step=0.1,
     )  # fmt: skip
     segmentation_scale: float = _setting(
-        1.5, "Segmentation scale (s_S)", "How strongly the segmentation map guides (Eq. 2).",
+        1.5, "Segmentation scale (s_S)",
+        "How strongly the picture follows the map of the photo's regions (s_S of Eq. 2 of the paper).",
         minimum=0.0, maximum=15.0, limit=None, step=0.1,
     )  # fmt: skip
     text_scale: float = _setting(
-        7.5, "Text scale (s_T)", "How strongly the caption guides (Eq. 2).",
+        7.5, "Text scale (s_T)", "How strongly the picture follows the caption (s_T of Eq. 2 of the paper).",
         minimum=0.0, maximum=15.0, limit=None, step=0.1,
     )  # fmt: skip
     seed: int | None = _setting(
-        None, "Seed", "Start of the random noise; empty draws a new one.",
+        None, "Seed", "Start of the random noise: the same seed gives the same picture; without one, one is drawn.",
         minimum=0, maximum=MAX_SEED, limit=MAX_SEED, step=1,
     )  # fmt: skip
-    sampler: str = _setting("euler_ancestral", "Sampler", "The paper uses euler_ancestral.", choices=SAMPLERS)
+    sampler: str = _setting(
+        "euler_ancestral", "Sampler",
+        "How a step gets from noise to picture. euler_ancestral: the paper's; dpmpp_2m and unipc need fewer steps.",
+        choices=SAMPLERS,
+    )  # fmt: skip
     resolution: int = _setting(
         512,
         "Resolution",
-        "Pixels of the shorter side while denoising (see resolution_rule).",
+        "Pixels of the photo's shorter side (or longer one, see the resolution rule) while the model works; "
+        "the result has the photo's size.",
         minimum=64,
         maximum=1024,
         limit=2048,
         step=64,
     )
     edge_radius: float = _setting(
-        0.0, "Edges", "The picture's edges are put where the photo has them within this share of the shorter side, "
-        "in percent; 0 = as the decoder drew them.", minimum=0.0, maximum=25.0, limit=25.0, step=0.5,
+        0.0, "Edges", "How far around, in percent of the shorter side, outlines are drawn to where the photo has them; "
+        "0 = as the model drew them.", minimum=0.0, maximum=25.0, limit=25.0, step=0.5,
     )  # fmt: skip
     gain_control: float = _setting(
         0.0, "Gain control", "How far the grays are spread about their mean, as an infrared camera's electronics do; "
         "0 = as predicted, 1 = over the whole range.",
         minimum=0.0, maximum=1.0, limit=1.0, step=0.05,
     )  # fmt: skip
-    style: str = _setting(GENERAL_STYLE, "Style", "Target style of the bundle; 'general' is the model without adapter.")
+    style: str = _setting(
+        GENERAL_STYLE, "Style",
+        "Which camera's pictures the result resembles; 'general' is none in particular (the model without adapter).",
+    )  # fmt: skip
     band: str = _setting(
         STYLE_BAND, "Band",
         "What the prompt asks for. LWIR: heat, as thermal cameras see it; NIR: light just beyond red, in which leaves "
@@ -87,26 +97,26 @@ class GenerationSettings:
     )  # fmt: skip
     branch_order: str = _setting(
         "vst", "Order of the conditions",
-        "vst: photo, map, text (Eq. 2 of the paper); svt: the map first, as the paper's released code does, so that "
-        "s_S weighs the map alone and s_V the photo beside it.",
+        "In what order photo, map and caption are weighed. vst: the photo first (Eq. 2 of the paper); svt: the map "
+        "first, as the paper's released code does, so that s_S weighs the map alone and s_V the photo beside it.",
         choices=BRANCH_ORDERS,
     )  # fmt: skip
     resolution_rule: str = _setting(
         "shorter", "Resolution rule",
-        "shorter: the shorter side becomes the resolution; longer: about the longer one does, both sides multiples of "
-        "64, as in the released code, which is faster on wide photos.",
+        "Which side of the photo the resolution counts. shorter: the shorter one; longer: about the longer one, both "
+        "multiples of 64, as in the paper's released code, which is faster on wide photos.",
         choices=RESOLUTION_RULES,
     )  # fmt: skip
     captioning: str = _setting(
         "greedy", "Captioning",
-        "greedy: the model's most likely words, the same for every seed; sampled: drawn by the seed (top-p 0.9, 5 to "
-        "20 tokens), as in the released code.",
+        "How the model words its caption. greedy: its most likely words, the same for every seed; sampled: drawn by "
+        "the seed (top-p 0.9, 5 to 20 tokens), as in the paper's released code.",
         choices=CAPTIONINGS,
     )  # fmt: skip
     map_style: str = _setting(
         BUNDLE_MAP, "Style of the map",
-        "auto: as the weights were trained with; union: every mask white on black, as in the released code; regions: "
-        "each in a colour of its own.",
+        "How the map shows the photo's regions. auto: as the model learnt it; union: all of them white on black, as in "
+        "the paper's released code; regions: each in a colour of its own.",
         choices=(BUNDLE_MAP, *MAP_STYLES),
     )  # fmt: skip
 

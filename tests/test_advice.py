@@ -56,7 +56,22 @@ def test_a_phrase_takes_the_place_of_another():
     assert with_phrase("a car on a road by day", "at night") == "a car on a road at night"
     assert with_phrase("a car, in winter.", "after rain") == "a car after rain"
     assert with_phrase("", "at night") == "at night"
-    assert with_phrase("a nightstand by daylight", "at night") == "a nightstand by daylight at night"
+    assert with_phrase("a nightstand in a dark room", "by day") == "a nightstand in a dark room by day"
+    assert with_phrase("a dayroom in the dark house", "by day") == "a dayroom in the dark house by day"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "in daylight", "at night", "at dusk", "indoors", "outdoors", "in the daytime", "during the day",
+        "at Night-time", "in bright sun", "on a sunny day", "on a cold winter morning", "in summer", "in the dark",
+        "by daylight, at noon",
+    ],
+)  # fmt: skip
+def test_a_phrase_does_not_stand_beside_its_opposite(said):
+    """Whatever the captioner said of hour, season and light."""
+    assert with_phrase(f"a street, cars and trees {said}", "at night") == "a street, cars and trees at night"
+    assert with_phrase(f"{said}, a street", "in hot sun") == "a street in hot sun"
 
 
 @given(st.text(alphabet="abc ,.", max_size=30), st.lists(st.sampled_from(HEAT_PHRASES), min_size=1, max_size=4))

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -81,6 +82,23 @@ def test_an_address_of_another_machine_is_one_line(bundle_folder, capsys):
     assert app.main(["--bundle", str(bundle_folder), "--host", "203.0.113.7"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]  # after the progress of the model, which loads meanwhile
     assert "app.py: cannot listen on 203.0.113.7, port 7860-7959: " in error
+
+
+def test_a_port_in_use_is_one_line(bundle_folder, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert app.main(["--bundle", str(bundle_folder), "--port", str(port)]) == 2
+    assert capsys.readouterr().err == f"app.py: port {port} is in use; choose another with --port\n"
+    app.check_port("127.0.0.1", port)  # it is free now
+
+
+def test_all_ports_in_use_is_one_line_of_ours(bundle_folder, capsys, monkeypatch):
+    def serve(*arguments, **options):
+        raise OSError("Cannot find empty port: set GRADIO_SERVER_PORT or pass it to launch()")
+
+    monkeypatch.setattr("diffv2ir.ui.serve", serve)
+    assert app.main(["--bundle", str(bundle_folder)]) == 2
+    assert "port 7860-7959: all are in use, choose another with --port" in capsys.readouterr().err
 
 
 def test_mcp_without_its_package_is_one_line(bundle_folder, capsys, monkeypatch):

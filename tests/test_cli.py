@@ -198,8 +198,24 @@ def test_one_map_does_not_fit_several_photos(photos, tmp_path, capsys):
 
 def test_places_that_cannot_be_written(photos, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert translate(photos / "street.png", "--out", tmp_path / "file") == 2
-    assert "file" in capsys.readouterr().err
+    for place in ("file", "file/below"):
+        assert translate(photos / "street.png", "--out", tmp_path / place) == 2
+        error = capsys.readouterr().err
+        assert "is a file; name a folder" in error and f"--out {tmp_path / place}" in error and "Errno" not in error
+
+
+def test_a_picture_that_is_replaced_is_told(loaded, photos, tmp_path, capsys):
+    for told in (False, True):
+        assert translate(photos / "street.png", "--out", tmp_path) == 0
+        assert (f"{tmp_path / 'street_ir.png'} (replaced)\n" in capsys.readouterr().out) == told
+
+
+def test_the_help_suits_a_command_line(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["translate", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "PHOTO picture files" in printed
+    assert "without one, one is drawn" in printed and "empty draws" not in printed
 
 
 def test_bundles_that_cannot_be_used(bundle_folder, photos, tmp_path, capsys):

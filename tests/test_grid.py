@@ -125,6 +125,22 @@ def test_suggested_values_can_be_used(name):
 
 
 @pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("edge_radius", 16, "8, 16, 25"),
+        ("edge_radius", 0, "0, 2.5, 5"),
+        ("visible_scale", 1.5, "0.8, 1.5, 3"),
+        ("text_scale", 20, "10, 20"),
+        ("gain_control", 0.3, "0.15, 0.3, 0.6"),
+        ("steps", 8, "4, 8, 16"),
+        ("steps", 1, "1, 2"),
+    ],
+)
+def test_suggested_numbers_are_around_the_one_in_use(name, value, expected):
+    assert suggestion(name, SETTINGS.replace(**{name: value})) == expected
+
+
+@pytest.mark.parametrize(
     "axes, words",
     [
         ([], "one to three axes, got 0"),

@@ -116,6 +116,16 @@ def test_the_bundle_hash_is_that_of_its_weights(bundle_folder, tmp_path):
     assert bundle.content_hash(copy) != seen
 
 
+@pytest.mark.parametrize(("size", "level"), [((2000, 2000), 6), ((4001, 1000), 1)])
+def test_a_large_picture_is_written_fast(size, level, tmp_path, monkeypatch):
+    saved, save = [], Image.Image.save
+    monkeypatch.setattr(Image.Image, "save", lambda *args, **options: saved.append(options) or save(*args, **options))
+    record = Record(GenerationSettings(seed=1), caption="a wall")
+    save_png(Image.new("L", size), tmp_path / "wall.png", record)
+    assert [options["compress_level"] for options in saved] == [level]
+    assert restore(tmp_path / "wall.png") == record and Image.open(tmp_path / "wall.png").size == size
+
+
 def test_sixteen_bits_are_finer_than_eight(pipe, photo, tmp_path):
     output = pipe(photo, pipe.default_settings.replace(steps=1, seed=2), "a tree")
     output.save(tmp_path / "deep.png", bits=16)

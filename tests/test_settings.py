@@ -114,6 +114,16 @@ def test_paper_preset_is_the_default():
     assert GenerationSettings(text_scale=1, sampler="ddim", steps=3).replace(**PRESETS["paper"]) == GenerationSettings()
 
 
+def test_every_help_is_a_sentence_of_its_own():
+    """For who reads neither the paper nor the code: no name of a field, and an equation with what it is of."""
+    fields = GenerationSettings.__dataclass_fields__
+    for name, field in fields.items():
+        words = field.metadata["help"]
+        assert words[0].isupper() and words.endswith("."), name
+        assert not any(other in words for other in fields if "_" in other), name
+        assert words.count("Eq. 2") == words.count("Eq. 2 of the paper)"), name
+
+
 def test_sliders_cover_accepted_values_only():
     for name, field in GenerationSettings.__dataclass_fields__.items():
         assert field.metadata["label"] and field.metadata["help"]

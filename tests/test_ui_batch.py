@@ -86,6 +86,28 @@ def test_batch_uses_the_settings_of_the_page(client, photos, tmp_path):
     assert settings["style"] == "night" and settings["seed"] != 3
 
 
+def test_batch_and_video_use_no_caption_where_the_page_does_not(client, photos, clip_file, tmp_path):
+    _, table, _, archive = batch(client, photos[:1], use_caption=False)
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(tmp_path)
+        [row] = csv.DictReader(io.StringIO(opened.read("results.csv").decode()))
+    assert table["data"][0][2] == row["caption"] == restore(tmp_path / "street_ir.png").caption == ""
+    assert row["map"] == "street_map.png"
+    for caption in ("", "a car"):
+        status = video(client, clip_file, clip_caption=caption, every=4, use_caption=False)[0]
+        assert "Done: 1 frame" in status and "Caption" not in status
+
+
+def test_the_table_of_a_batch_names_what_was_used(client, served, photos, photo, tmp_path):
+    rows = {}
+    for use_map in (True, False):
+        with zipfile.ZipFile(batch(client, photos[:1], use_map=use_map)[-1]) as opened:
+            [rows[use_map]] = csv.DictReader(io.StringIO(opened.read("results.csv").decode()))
+            assert (rows[use_map]["map"] in opened.namelist()) == use_map
+    assert rows[True]["caption"] == rows[False]["caption"] == served[1].prepare(photo).caption != ""
+    assert rows[False]["map"] == ""
+
+
 def test_batch_takes_the_pictures_of_a_folder(client, photos, tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     status, table, *_ = batch(client, None, folder=files([*photos[::2], tmp_path / "notes.txt"]))

@@ -5,6 +5,7 @@ import re
 import zipfile
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
@@ -206,3 +207,26 @@ def test_a_chosen_axis_comes_with_values(tab):
     assert tab.suggest({**data, "axis": "style"}) == "general, night"
     assert tab.suggest({**data, "axis": "seed"}) == "3, 4, 5"
     assert tab.suggest({**data, "axis": "none"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "columns"),
+    [
+        (axes(("seed", "1-5"), ("text_scale", "0, 1")), 5),
+        (axes(("seed", "1-12"), ("map", "on, off")), 12),
+        (axes(("seed", "1-3")), 3),
+        (axes(("seed", "1-12")), 8),  # no rows that could be torn apart
+    ],
+)
+def test_the_gallery_has_a_column_for_each_value_of_x(tab, wanted, columns):
+    tab, data = tab
+    assert tab.lay_out({**data, **wanted})["columns"] == columns
+    # A number would be a window of that height, and none one of about half the screen: both cut the last row.
+    assert tab.gallery.height == "max-content"
+
+
+def test_the_status_asks_for_a_photo_only_while_there_is_none(tab):
+    tab, data = tab
+    assert "Choose a photo" in tab.greet({**data, "photo": None}) and "Press Start" in tab.greet(data)
+    list(tab.draw(data))
+    assert tab.greet(data) == gr.skip()

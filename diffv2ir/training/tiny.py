@@ -36,7 +36,7 @@ DEFAULTS = dict(
     visible_scale=1.0,
     segmentation_scale=1.0,
     text_scale=1.0,
-    edge_radius=12.0,
+    edge_radius=16.0,
     gain_control=0.25,
 )
 

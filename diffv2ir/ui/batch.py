@@ -35,7 +35,8 @@ class BatchTab:
     """Many photos, translated one after the other.
 
     Attributes:
-        inputs: all components that a batch reads, by name: photos, folder, session, the settings, new_seed, use_map.
+        inputs: all components that a batch reads, by name: photos, folder, session, the settings, new_seed, use_map,
+            use_caption.
     """
 
     def __init__(self, page: Page):
@@ -45,7 +46,7 @@ class BatchTab:
     def build(self) -> None:
         gr.Markdown(
             f"Up to {MAX_PHOTOS} photos of up to {MAX_PIXELS // 10**6} million pixels, translated one after the other "
-            "with the settings of the Translate tab. Each gets its own caption and map."
+            "with the settings of the Translate tab. Each gets its own caption and map, where that tab uses them."
         )
         with gr.Row():
             self.photos = gr.File(label="Photos", file_count="multiple", height=180)
@@ -88,7 +89,7 @@ class BatchTab:
         """
         photos, skipped = _photos(data)
         settings, session = self.page.translate.read_settings(data), data["session"]
-        segmentation = None if data["use_map"] else False
+        caption, segmentation = None if data["use_caption"] else "", None if data["use_map"] else False
         session.cancelled = False
         run = _Run(photos, time.monotonic())
         pipe = self.page.pipe
@@ -101,7 +102,7 @@ class BatchTab:
                     return tell(Progress(number, step, steps))
 
                 with ResultsZip(archive, photos, settings) as results:
-                    for result in translate_photos(pipe, photos, settings, None, segmentation, callback, MAX_PIXELS):
+                    for result in translate_photos(pipe, photos, settings, caption, segmentation, callback, MAX_PIXELS):
                         results.add(result)
                         yield result
 
@@ -170,8 +171,8 @@ class _Run:
 
 
 def shared_inputs(page: Page) -> dict[str, gr.components.Component]:
-    """What batch and video read of the Translate tab, by name: the session, the settings, new_seed and use_map."""
-    names = {"session", "new_seed", "use_map", *GenerationSettings.__dataclass_fields__}
+    """What batch and video read of the Translate tab, by name: session, settings, new_seed, use_map, use_caption."""
+    names = {"session", "new_seed", "use_map", "use_caption", *GenerationSettings.__dataclass_fields__}
     return {name: component for name, component in page.translate.inputs.items() if name in names}
 
 

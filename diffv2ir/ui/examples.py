@@ -5,23 +5,26 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-# Package, file in it, style. Licences: assets/EXAMPLES.md.
+# Package, file in it, style, what it shows. Licences: assets/EXAMPLES.md.
 _PHOTOS = (
-    ("gradio", "media_assets/images/tower.jpg", "campus"),
-    ("skimage", "data/astronaut.png", "general"),
-    ("gradio", "media_assets/images/lion.jpg", "nir"),
-    ("skimage", "data/coffee.png", "general"),
-    ("skimage", "data/chelsea.png", "general"),
-    ("skimage", "data/rocket.jpg", "flir"),
+    ("gradio", "media_assets/images/tower.jpg", "campus", "Tower"),
+    ("skimage", "data/astronaut.png", "general", "Astronaut"),
+    ("gradio", "media_assets/images/lion.jpg", "nir", "Lion"),
+    ("skimage", "data/coffee.png", "general", "Coffee"),
+    ("skimage", "data/chelsea.png", "general", "Cat"),
+    ("skimage", "data/rocket.jpg", "flir", "Rocket"),
 )
 
 
-def example_photos(styles: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(path, style) of each example whose package is installed; a style that the bundle lacks becomes its first."""
+def example_photos(styles: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """(path, style, what it shows) of each example whose package is installed.
+
+    A style that the bundle lacks becomes its first.
+    """
     found = []
-    for package, file, style in _PHOTOS:
+    for package, file, style, label in _PHOTOS:
         spec = importlib.util.find_spec(package)
         path = Path(spec.origin).parent / file if spec and spec.origin else None
         if path and path.is_file():
-            found.append((str(path), style if style in styles else styles[0]))
+            found.append((str(path), style if style in styles else styles[0], label))
     return found

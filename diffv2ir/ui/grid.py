@@ -33,6 +33,10 @@ _INTRODUCTION = (
     "names of samplers and styles, and `on, off` for caption and map."
 )
 _HINT = "Choose a photo on the Translate tab, then start."
+_READY = "Press Start: the grid is drawn of the photo on the Translate tab."
+
+# Cells of one axis alone may be wrapped into rows without a loss.
+_MOST_IN_A_ROW = 8
 
 # What is shown of a cell; the zip has the whole picture.
 _SHOWN = 384
@@ -75,7 +79,7 @@ class GridTab:
             self.stop_button = gr.Button("Stop", variant="stop")
         self.status = gr.HTML(status(_HINT), elem_classes="status")
         self.gallery = gr.Gallery(
-            label="Cells: click one to take its settings to the Translate tab", columns=4, height=380,
+            label="Cells: click one to take its settings to the Translate tab", columns=3, height="max-content",
             object_fit="contain", allow_preview=False, interactive=False, format="png",
         )  # fmt: skip
         self.sheet = gr.Image(
@@ -107,6 +111,12 @@ class GridTab:
             self.cost,
             trigger_mode="always_last",
             **quietly,
+        )
+        seen = {name: self.inputs[name] for name in ("session", "photo")}
+        self.page.tabs.select(by_name(self.greet, seen), list(seen.values()), self.status, **quietly)
+        # Apart from the drawing, whose gallery is what a program gets.
+        self.start_button.click(
+            by_name(self.lay_out, self.inputs), list(self.inputs.values()), self.gallery, queue=False, **quietly
         )
         self.start_button.click(
             by_name(self.draw, self.inputs, optional=tuple(last)),
@@ -143,6 +153,20 @@ class GridTab:
         except ValueError as error:
             return status(f"⚠️ {sentence(str(error))}")
         return status(_cost(grid, data["session"]))
+
+    def greet(self, data: dict[str, Any]) -> Any:
+        """The status line before the first grid: what is still missing."""
+        if data["session"].grid:
+            return gr.skip()
+        return status(_READY if data["photo"] else _HINT)
+
+    def lay_out(self, data: dict[str, Any]) -> Any:
+        """The gallery with as many columns as there are values of X."""
+        try:
+            grid = self._plan(data)
+        except ValueError:  # told by the drawing
+            return gr.skip()
+        return gr.update(columns=_columns(grid))
 
     def draw(self, data: dict[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
         """A grid of one photo under settings that vary, all cells from the same noise.
@@ -225,6 +249,11 @@ class GridTab:
             )
 
         return condition
+
+
+def _columns(grid: Grid) -> int:
+    columns = len(grid.axes[0].values)
+    return columns if len(grid.axes) > 1 else min(columns, _MOST_IN_A_ROW)
 
 
 def _axis_title(name: str) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LIMITS = ClipLimits()
 
 _HINT = "Choose a clip to begin."
+_CAPTION_INFO = "Empty: the model describes the first frame. Unused while the Translate tab does not use the caption."
 
 
 class VideoTab:
@@ -29,7 +30,7 @@ class VideoTab:
 
     Attributes:
         inputs: all components that a clip's translation reads, by name: clip, clip_caption, every, session, the
-            settings, new_seed, use_map.
+            settings, new_seed, use_map, use_caption.
     """
 
     def __init__(self, page: Page):
@@ -52,9 +53,7 @@ class VideoTab:
             self.every = gr.Slider(
                 1, 30, value=1, step=1, label="Every n-th frame", info="2 takes every other frame, in half the time."
             )
-            self.caption = gr.Textbox(
-                "", label="Caption of the clip", info="Empty: the model describes the first frame.", scale=2
-            )
+            self.caption = gr.Textbox("", label="Caption of the clip", info=_CAPTION_INFO, scale=2)
             with gr.Column(scale=0, min_width=180):
                 self.start_button = gr.Button("Translate clip", variant="primary", size="lg")
                 self.stop_button = gr.Button("Stop", variant="stop")
@@ -89,7 +88,7 @@ class VideoTab:
         settings, session, every = self.page.translate.read_settings(data), data["session"], int(data["every"])
         clip = open_clip(data["clip"], every, LIMITS)
         total = -(-clip.frames // every)
-        caption = data["clip_caption"] or None
+        caption = (data["clip_caption"] or None) if data["use_caption"] else ""
         session.cancelled = False
         pipe, started = self.page.pipe, time.monotonic()
         with tempfile.TemporaryDirectory(prefix="diffv2ir-", ignore_cleanup_errors=True) as folder:

@@ -36,9 +36,27 @@ HEAT_PHRASES = ("by day", "at night", "after rain", "in hot sun", "in winter")
 """What changes a scene's heat, as a caption says it."""
 
 
+# What captions say of hour, season and light, as our captioner does ("in daylight", "at dusk", "indoors"): it could
+# contradict a phrase beside it.
+_WEATHER = "sunny|rainy|cloudy|overcast|bright|clear|hot|cold|warm|snowy|foggy|dark"
+_SEASON = "spring|summer|autumn|fall|winter"
+_HOUR = "day|night|morning|afternoon|evening"
+_LIGHT = (
+    rf"{_HOUR}|daylight|day[- ]?time|night[- ]?time|dusk|dawn|noon|midnight|sunset|sunrise|twilight|"
+    "darkness|sun|sunlight|sunshine|rain"
+)
+_SAID = (
+    *HEAT_PHRASES,
+    rf"(?:by|at|in|during|after) (?:the )?(?:(?:{_WEATHER}) )?(?:{_LIGHT})",
+    rf"(?:in|during) (?:the )?(?:{_SEASON})",
+    rf"on an? (?:(?:{_WEATHER}) )?(?:(?:{_SEASON}) )?(?:{_HOUR})",
+    "indoors|outdoors",
+    "in the dark(?! [a-z])",
+)
+_TIMES = re.compile(rf"(?:^|\s)(?:{'|'.join(_SAID)})(?=$|[\s,.;])", re.IGNORECASE)
+
+
 def with_phrase(caption: str, phrase: str) -> str:
-    """The caption with one of `HEAT_PHRASES` at its end, in place of any that it has."""
-    words = " ".join(caption.split())
-    for known in HEAT_PHRASES:
-        words = re.sub(rf"(^|\s){known}(?=$|[\s,.;])", "", words, flags=re.IGNORECASE)
-    return f"{words.strip().rstrip(',.;')} {phrase}".strip()
+    """The caption with one of `HEAT_PHRASES` at its end, in place of what it says of hour, season and light."""
+    words = _TIMES.sub("", " ".join(caption.split()))
+    return f"{words.strip(' ,.;')} {phrase}".strip()
