@@ -124,7 +124,7 @@ def picture(page, label: str) -> Image.Image:
 
 
 def test_upload_gives_caption_map_and_picture(page, photos):
-    assert re.search(r"Seed \d+, style general", upload(page, photos[0]))
+    assert re.search(r"seed \d+ · style general", upload(page, photos[0]))
     assert caption_box(page).input_value()
     size = Image.open(photos[0]).size
     assert picture(page, "Segmentation map").size == size
@@ -142,7 +142,8 @@ def test_a_slider_does_not_caption_again(page, served, photos, monkeypatch):
     before = picture(page, "Infrared").tobytes()
     set_number(page, "Visible scale", 4)
     page.get_by_role("button", name="Translate", exact=True).click()
-    wait_for_status(page, "16 evaluations")  # four branches, where it had been three
+    details = page.locator(".status details", has_text="16 evaluations")  # four branches, where it had been three
+    details.wait_for()
     assert not asked
     assert picture(page, "Infrared").tobytes() != before
 
@@ -177,6 +178,52 @@ def test_a_saved_picture_restores_its_settings(page, photos, tmp_path):
     unfold(page, "Guidance, sampling and style")
     # The fold mounts its sliders when it is opened, and their values come a moment later.
     playwright.expect(page.get_by_role("spinbutton", name=re.compile("Visible scale")).first).to_have_value("3")
+
+
+def test_the_keys_belong_to_the_open_tab(page, photos):
+    upload(page, photos[0])
+    unfold(page, "Guidance, sampling and style")
+    set_number(page, "Steps", 200)
+    page.get_by_role("tab", name="Grid").click()
+    page.get_by_role("tabpanel").filter(visible=True).first.get_by_label("Values of the columns").fill("1, 2")
+    page.keyboard.press("Control+Enter")
+    wait_for_status(page, "^Cell 1 of")
+    page.get_by_role("tab", name="Translate").click()
+    page.get_by_label("Palette", exact=False).last.click()
+    page.keyboard.press("Escape")  # closes the list alone
+    page.get_by_role("tab", name="Grid").click()
+    page.wait_for_timeout(1000)
+    assert wait_for_status(page, "^Cell|^Stopped").startswith("Cell")
+    page.keyboard.press("Escape")
+    wait_for_status(page, "^Stopped")
+
+
+def test_leaving_the_palette_keeps_the_view(page, photos):
+    upload(page, photos[0])
+    assert page.locator(".colour-bar").count() == 0
+    page.get_by_label("Palette", exact=False).last.focus()
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(1000)
+    assert page.get_by_role("radio", name="Infrared").is_checked()
+
+
+def test_a_photo_taken_away_takes_its_picture_along(page, photos):
+    upload(page, photos[0])
+    page.locator("#photo").get_by_role("button", name=re.compile("Clear|Remove")).click()
+    wait_for_status(page, "^Choose a photo to begin")
+    page.get_by_role("radio", name="Segmentation").check()
+    page.wait_for_timeout(1000)
+    assert page.locator("#viewer img").count() == 0
+
+
+def test_the_status_is_in_sight(browser, served, photos):
+    for page in open_page(browser, served[0], 1400, 900):
+        upload(page, photos[0])
+        assert page.locator(".status").filter(visible=True).first.bounding_box()["y"] < 900
+        chips = page.get_by_role("button", name="at night").bounding_box()
+        viewer = page.locator("#viewer").bounding_box()
+        assert chips["x"] < viewer["x"]
+        shoot(page, "desktop-1400")
 
 
 def test_the_view_is_switched(page, photos):
@@ -234,6 +281,8 @@ def test_it_fits_a_phone(browser, served, photos, name, width, scheme):
         upload(page, photos[0])
         shoot(page, name)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        order = [page.locator(f"#{name}").bounding_box()["y"] for name in ("photo", "translate", "viewer")]
+        assert sorted(order) == order and page.get_by_role("button", name="at night").bounding_box()["y"] > order[-1]
         button = page.get_by_role("button", name="Translate", exact=True).bounding_box()
         assert button["x"] >= 0 and button["x"] + button["width"] <= width
 

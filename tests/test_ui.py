@@ -14,6 +14,7 @@ from diffv2ir.pipeline import DiffV2IRPipeline, Output
 from diffv2ir.settings import MAX_SEED, GenerationSettings
 from diffv2ir.ui import BundleFacts, Model
 from diffv2ir.ui.controls import Controls
+from diffv2ir.ui.examples import example_photos
 from diffv2ir.ui.page import Page
 from diffv2ir.ui.session import BoundedCache, Session
 from diffv2ir.ui.stream import Step, stream
@@ -214,6 +215,15 @@ def test_a_model_that_fails_to_load_says_so_to_everyone():
         with pytest.raises(BundleError, match="no weights"):
             model.get()
     assert model.state == "failed"
+
+
+def test_examples_are_named_and_shown(pipe):
+    page = Page(Model.ready(pipe))
+    page.build()
+    examples = [sample[0][0] for sample in page.translate.examples.get_config()["samples"]]
+    names = [label for *_, label in example_photos(pipe.styles)]
+    assert [example["caption"] for example in examples] == names and "Tower" in names
+    assert all(example["image"]["path"] for example in examples)
 
 
 def test_facts_are_known_before_the_weights(bundle_folder):

@@ -105,8 +105,8 @@ def test_cost_is_told_before_and_progress_after(client, photo_file):
     ("changes", "words"),
     [
         ({"photo": None}, "Choose a photo"),
-        (axes(("text_scale", "much")), "S_T: 'much' is neither a number nor a range"),
-        (axes(("steps", "1"), ("steps", "2")), "Steps is on two axes"),
+        (axes(("text_scale", "much")), "s_T: 'much' is neither a number nor a range"),
+        (axes(("steps", "1"), ("steps", "2")), "steps is on two axes"),
         (axes(("seed", "1-65")), "65 cells are more than the 64"),
         ({"caption": " ", **axes(("caption", "on, off"))}, "there is none to switch on"),
     ],

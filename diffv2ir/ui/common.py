@@ -80,16 +80,27 @@ def told_to_the_user():
 # Folders before a file's name.
 _FOLDERS = re.compile(r"(?<![\w.])(?:/[^/\s:'\"]+)+/(?=[^/\s])")
 
+# What a text may begin with that is a name: a file, as in "my photo.jpg: ...", or what has a dot or an underscore.
+_NAME = re.compile(r"[^:]*\.\w+:|\S*[._]\S*\w")
+
 
 def sentence(text: str) -> str:
-    """`text` with a capital first letter and a full stop, and files by their names, without the server's folders."""
+    """`text` with a capital first letter and a full stop, and files by their names, without the server's folders.
+
+    A file or a setting that the text begins with keeps its name as it is.
+    """
     text = _FOLDERS.sub("", text)
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    first = text.split(maxsplit=1)[0].rstrip(":,") if text.strip() else ""
+    if first not in GenerationSettings.__dataclass_fields__ and not _NAME.match(text):
+        text = text[:1].upper() + text[1:]
+    return text + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def status(text: str, done: int | None = None, total: int | None = None) -> str:
-    """A line that a screen reader announces, with a progress bar where there is a total: HTML."""
+def status(text: str, done: int | None = None, total: int | None = None, details: str = "") -> str:
+    """A line that a screen reader announces, with a progress bar if there is a total, and details in a fold: HTML."""
     line = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
+    if details:
+        line += f"<details><summary>Details</summary>{html.escape(details)}</details>"
     if total is None:
         return line
     return line + f'<progress value="{done}" max="{total}" aria-label="progress"></progress>'

@@ -7,12 +7,12 @@ from typing import Any
 import gradio as gr
 
 from diffv2ir.settings import GENERAL_STYLE, PRESETS, GenerationSettings
-from diffv2ir.ui.common import field_of
+from diffv2ir.ui.common import by_name, field_of
 from diffv2ir.ui.model import BundleFacts
 
 SCALES = ("visible_scale", "segmentation_scale", "text_scale")
 VARIANTS = ("branch_order", "resolution_rule", "captioning", "map_style")
-_OWN = "bundle"
+_OWN, _CUSTOM = "bundle", "custom"
 
 
 class Controls:
@@ -29,7 +29,10 @@ class Controls:
 
     def build(self) -> None:
         self.preset = gr.Radio(
-            self._preset_choices(), value=_OWN, label="Preset", info="Each tells how often it evaluates the UNet."
+            self._preset_choices(self.defaults),
+            value=_OWN,
+            label="Preset",
+            info="Each tells how often it evaluates the UNet.",
         )
         with gr.Row():
             for name in (*SCALES, "steps"):
@@ -67,6 +70,18 @@ class Controls:
         self.preset.input(
             self._apply_preset, self.preset, [self.fields[name] for name in names], api_visibility="private"
         )
+        inputs = {"preset": self.preset, **self.fields}
+        gr.on(
+            [self.fields[name].change for name in self.fields if name in _in_presets()],
+            by_name(self.name_preset, inputs),
+            list(inputs.values()),
+            self.preset,
+            preprocess=False,  # which would complain about a number that is being typed
+            trigger_mode="always_last",
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
 
     def read(self, data: dict[str, Any]) -> GenerationSettings:
         """The settings among a handler's values; a new seed is drawn where `data["new_seed"]` says so."""
@@ -88,14 +103,34 @@ class Controls:
         wanted = [name for name in self.fields if keep_seed or name != "seed"]
         return {self.fields[name]: getattr(settings, name) for name in wanted if getattr(settings, name) is not None}
 
-    def _preset_choices(self) -> list[tuple[str, str]]:
-        choices = [(_cost("Of this bundle", self.defaults), _OWN)]
-        return choices + [(_cost(name.capitalize(), self.defaults.replace(**PRESETS[name])), name) for name in PRESETS]
+    def name_preset(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The preset that the components show: the chosen one if it still is, or "Custom" with its cost."""
+        try:
+            settings = self.read(data)
+        except (TypeError, ValueError):  # a number is being typed
+            return gr.skip()
+        names = sorted((_OWN, *PRESETS), key=lambda name: name != data["preset"])
+        preset = next((name for name in names if self._is_preset(settings, name)), _CUSTOM)
+        return gr.update(choices=self._preset_choices(settings), value=preset)
+
+    def _is_preset(self, settings: GenerationSettings, name: str) -> bool:
+        preset = self._preset(name)
+        return all(
+            getattr(settings, field) == getattr(preset, field) for field in self.fields if field in _in_presets()
+        )
+
+    def _preset(self, name: str) -> GenerationSettings:
+        return self.defaults.replace(**PRESETS.get(name, {}))
+
+    def _preset_choices(self, settings: GenerationSettings) -> list[tuple[str, str]]:
+        titles = {_OWN: "Of this bundle", **{name: name.capitalize() for name in PRESETS}}
+        choices = [(_cost(title, self._preset(name)), name) for name, title in titles.items()]
+        return [*choices, (_cost("Custom", settings), _CUSTOM)]
 
     def _apply_preset(self, name: str) -> list[Any]:
-        changes = PRESETS.get(name, {})
-        shown = {field for preset in PRESETS.values() for field in preset}
-        settings = self.defaults.replace(**changes)
+        if name == _CUSTOM:  # as it is
+            return [gr.skip()] * len(self.fields)
+        settings, shown = self._preset(name), _in_presets()
         return [getattr(settings, field) if field in shown else gr.skip() for field in self.fields]
 
     def _choice(self, name: str) -> None:
@@ -116,6 +151,11 @@ class Controls:
             label=field["label"],
             info=field["help"],
         )
+
+
+def _in_presets() -> set[str]:
+    """The settings that some preset changes."""
+    return {field for preset in PRESETS.values() for field in preset}
 
 
 def _cost(label: str, settings: GenerationSettings) -> str:

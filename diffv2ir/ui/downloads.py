@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diffv2ir.pipeline import Output
+    from diffv2ir.ui.session import Result
 
 
 def served_folder() -> Path:
@@ -20,8 +21,16 @@ def served_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="diffv2ir-", dir=base))
 
 
-def saved(output: Output, **options) -> str:
-    """The picture as a PNG that carries its settings; its name holds style and seed."""
-    path = served_folder() / f"infrared_{output.settings.style}_{output.seed}.png"
-    output.save(path, **options)
+def saved(output: Output, bits: int = 8) -> str:
+    """The picture as a PNG that carries its settings; its name holds style and seed, and whether it has 16 bits."""
+    depth = "" if bits == 8 else f"_{bits}bit"
+    path = served_folder() / f"infrared_{output.settings.style}_{output.seed}{depth}.png"
+    output.save(path, bits)
     return os.fspath(path)
+
+
+def file_of(result: Result, bits: int = 8) -> str:
+    """The result's `saved` file: written once, and again where the cache was cleared."""
+    if not os.path.isfile(result.files.get(bits, "")):
+        result.files[bits] = saved(result.output, bits)
+    return result.files[bits]

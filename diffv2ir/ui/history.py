@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from diffv2ir.ui.common import by_name
+from diffv2ir.ui.common import by_name, status
+from diffv2ir.ui.downloads import file_of, served_folder
 from diffv2ir.ui.session import Result, Session
 
 if TYPE_CHECKING:
@@ -22,22 +23,25 @@ class HistoryTab:
     def build(self) -> None:
         gr.Markdown("The pictures of this visit, newest last. Choose one, then pin it or take its settings.")
         self.gallery = gr.Gallery(
-            label="Results", columns=4, height=360, object_fit="contain", interactive=False, format="png"
-        )
+            label="Results", columns=4, height=360, object_fit="contain", interactive=False, format="png",
+            buttons=["download", "fullscreen"], elem_id="history",
+        )  # fmt: skip
         self.chosen = gr.State(None)
         self.pinned = gr.State((None, None))
         with gr.Row():
             self.use = gr.Button("Use its settings", variant="primary")
             self.pin_left, self.pin_right = gr.Button("Pin left"), gr.Button("Pin right")
-        self.comparison = gr.ImageSlider(label="Left | right", interactive=False, format="png", height=420)
+        self.comparison = gr.ImageSlider(
+            label="Left | right", interactive=False, format="png", height=420, buttons=["fullscreen"]
+        )
         self.difference = gr.Markdown()
 
     def connect(self) -> None:
         tab = self.page.translate
-        self.gallery.select(_index, None, self.chosen, api_visibility="private", show_progress="hidden")
+        self.gallery.select(_number, self.page.session, self.chosen, api_visibility="private", show_progress="hidden")
         inputs = {"session": self.page.session, "chosen": self.chosen, "pinned": self.pinned}
         common = dict(inputs=list(inputs.values()), api_visibility="private", show_progress="hidden")
-        outputs = [*tab.settings.values(), tab.caption, self.page.tabs]
+        outputs = [*tab.restore.outputs, tab.status, self.page.tabs]
         self.use.click(by_name(self.use_settings, inputs), outputs=outputs, **common)
         shown = [self.pinned, self.comparison, self.difference]
         for side, button in enumerate((self.pin_left, self.pin_right)):
@@ -45,15 +49,20 @@ class HistoryTab:
 
     @staticmethod
     def items(session: Session) -> list[tuple[Any, str]]:
-        """Pictures and labels for the gallery."""
-        return [(result.output.image, _label(result)) for result in session.results]
+        """Pictures and labels for the gallery: the files with their settings, for whoever downloads one there."""
+        return [(file_of(result), _label(result)) for result in session.results]
 
     def use_settings(self, data: dict[str, Any]) -> dict:
-        """The chosen result's settings and caption, in the Translate tab."""
-        tab, output = self.page.translate, self._chosen(data).output
+        """The chosen result's settings, caption and map, in the Translate tab."""
+        tab, result = self.page.translate, self._chosen(data)
+        changes = tab.restore.put(result.output.record, data["session"])
+        if result.output.record.segmentation == "own":
+            path = served_folder() / "map.png"
+            result.output.segmentation.save(path)
+            changes[tab.own_map] = str(path)
         return {
-            **tab.controls.show(output.settings),
-            tab.caption: output.caption,
+            **changes,
+            tab.status: status(f"The settings are those of picture {result.number}."),
             self.page.tabs: gr.Tabs(selected="translate"),
         }
 
@@ -74,25 +83,31 @@ class HistoryTab:
 
     @staticmethod
     def _chosen(data: dict[str, Any]) -> Result:
-        results = data["session"].results
-        if data["chosen"] is None or data["chosen"] >= len(results):
+        if data["chosen"] is None:
             raise ValueError("choose a picture of the history first")
-        return results[data["chosen"]]
+        for result in data["session"].results:
+            if result.number == data["chosen"]:
+                return result
+        raise ValueError(f"picture {data['chosen']} is no longer kept, choose another")
 
 
-def _index(event: gr.SelectData) -> int:
-    return event.index
+def _number(session: Session, event: gr.SelectData) -> int:
+    """Of the clicked picture: places in the gallery shift when the oldest picture goes."""
+    return session.results[event.index].number
 
 
 def _label(result: Result) -> str:
-    s = result.output.settings
-    scales = f"{s.visible_scale:g}/{s.segmentation_scale:g}/{s.text_scale:g}"
-    return f"{result.number}: {s.style}, {s.steps} steps, {scales}, seed {result.output.seed}"
+    settings = result.output.settings
+    steps = f"{settings.steps} step{'s' * (settings.steps != 1)}"
+    return f"#{result.number} {settings.style} · seed {result.output.seed} · {steps}"
 
 
 def _differences(left: Result, right: Result) -> str:
     """What two results were made with differently, as a Markdown table."""
-    records = [{"caption": r.output.caption, **r.output.settings.to_dict()} for r in (left, right)]
+    records = [
+        {"caption": r.output.caption, "map": r.output.record.segmentation, **r.output.settings.to_dict()}
+        for r in (left, right)
+    ]
     rows = [f"| {name} | {records[0][name]} | {records[1][name]} |" for name in records[0] if
             records[0][name] != records[1][name]]  # fmt: skip
     if not rows:

@@ -33,13 +33,25 @@ _NOTICES = {
     "failed": "⚠️ The model could not be loaded; the server's log says why. Please try again later.",
 }
 
+# The keys belong to the open tab: its main button, and its Stop. An Escape that closes a list of choices or a picture
+# that fills the window closes that alone: whether one is open is asked before the page hears of the key, and whether
+# the page took the key, after that.
 _SHORTCUTS = """
+const press = (kind) => {
+    const buttons = document.querySelectorAll(`[role=tabpanel] button.${kind}`);
+    const button = [...buttons].find((button) => button.offsetParent);
+    if (button) button.click();
+};
 document.addEventListener("keydown", (event) => {
-    const runs = event.key === "Enter" && (event.ctrlKey || event.metaKey);
-    const id = runs ? "translate" : event.key === "Escape" ? "stop" : "";
-    const button = id && document.getElementById(id);
-    if (button) { event.preventDefault(); button.click(); }
-});
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+        event.preventDefault();
+        press("primary");
+    } else if (event.key === "Escape") {
+        const open = "input[aria-expanded=true], ul[role=listbox], .block.fullscreen";
+        const closes = document.fullscreenElement || document.querySelector(open);
+        setTimeout(() => { if (!closes && !event.defaultPrevented) press("stop"); });
+    }
+}, true);
 """
 
 # Only fonts that every machine has: the page works without a network.
@@ -50,11 +62,20 @@ _CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
 .notice, .honest { font-size: 0.95rem; line-height: 1.5; }
 .status { min-height: 3.4em; line-height: 1.6; }
+.status details { font-size: 0.9rem; }
 .status progress { width: 100%; height: 0.6em; accent-color: var(--color-accent); }
 .chips-label { margin: 0; font-size: 0.95rem; }
 .chips button, .wraps { white-space: normal; }
 .colour-bar { display: flex; align-items: center; gap: 0.6em; font-size: 0.9rem; }
 .colour-bar > div { flex: 1; height: 1em; border-radius: 0.3em; border: 1px solid var(--border-color-primary); }
+#history .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+@media (min-width: 800px) {
+  #workbench { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); grid-template-rows: auto 1fr; }
+  #workbench > :nth-child(2) { grid-area: 1 / 2 / 3 / 3; }
+}
+@media (max-width: 799px) {
+  #history .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
+}
 """
 
 LAUNCH_OPTIONS: dict[str, Any] = dict(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from diffv2ir.imaging import ImageError
-from diffv2ir.metadata import restore
+from diffv2ir.metadata import Record, restore
 from diffv2ir.ui.common import by_name, status
+from diffv2ir.ui.session import Session
 
 if TYPE_CHECKING:
     from diffv2ir.ui.translate import TranslateTab
@@ -17,10 +18,16 @@ _ALL, _ALL_BUT_SEED = "all", "all but the seed"
 
 
 class Restore:
-    """A fold of the Translate tab."""
+    """A fold of the Translate tab, and what puts the settings of a record there."""
 
     def __init__(self, tab: TranslateTab):
         self.tab = tab
+
+    @property
+    def outputs(self) -> list[gr.components.Component]:
+        """The components that `put` changes."""
+        tab = self.tab
+        return [*tab.settings.values(), tab.caption, tab.controls.new_seed, tab.use_map, tab.use_caption, tab.own_map]
 
     def build(self) -> None:
         with gr.Accordion("Restore the settings of a saved picture", open=False):
@@ -34,29 +41,46 @@ class Restore:
         self.file.upload(
             by_name(self.restore_file, inputs),
             list(inputs.values()),
-            [*tab.outputs, tab.use_map],
+            [tab.status, *self.outputs],
             show_progress="hidden",
             api_visibility="private",
         )
 
     def restore_file(self, data: dict[str, Any]) -> dict:
         """Settings and caption of a saved picture into the page."""
-        return self._changes(data["file"], keep_seed=data["what"] == _ALL)
+        record = restore(data["file"])
+        changes = self.put(record, data["session"], keep_seed=data["what"] == _ALL)
+        return {**changes, self.tab.status: _told(record, "translate" if data["photo"] else "choose the photo")}
 
     def receive(self, data: dict[str, Any]) -> dict:
         """A file dropped as a photo: if it is a picture of ours, its settings are restored and the photo stays away."""
+        tab, session = self.tab, data["session"]
         try:
-            changes = self._changes(data["photo"])
+            record = restore(data["photo"])
         except ImageError:
-            return {self.tab.status: gr.skip()}
-        data["session"].restored = True
-        return {self.tab.photo: None, **changes}
+            return tab.take_in(session)
+        changes = self.put(record, session)
+        session.restored = True
+        return {**changes, tab.photo: None, tab.status: _told(record, "choose the photo")}
 
-    def _changes(self, path: str, keep_seed: bool = True) -> dict:
-        record = restore(path)
+    def put(self, record: Record, session: Session, keep_seed: bool = True) -> dict:
+        """Updates that put how a picture was made into the Translate tab: settings, caption and whether a map guided.
+
+        Its caption stays when the next photo is read. A map of one's own is not in a record; the model's takes the
+        place of one that is still in the page.
+        """
         tab = self.tab
-        return {
-            **tab.controls.show(record.settings, keep_seed),
-            tab.caption: record.caption,
-            tab.status: status("The settings of this picture are restored. Now choose the photo to translate."),
-        }
+        changes = {**tab.controls.show(record.settings, keep_seed), tab.use_map: record.segmentation != "none"}
+        if keep_seed:
+            changes[tab.controls.new_seed] = False
+        if record.segmentation == "model":
+            changes[tab.own_map] = None
+        if record.caption is not None:
+            session.keeps_caption = bool(record.caption)
+            changes |= {tab.caption: record.caption, tab.use_caption: bool(record.caption)}
+        return changes
+
+
+def _told(record: Record, then: str) -> str:
+    own = " It was made with a map of its own, which is not in the file." if record.segmentation == "own" else ""
+    return status(f"The settings of this picture are restored.{own} Now {then}.")

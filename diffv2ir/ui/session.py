@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -45,23 +45,35 @@ class BoundedCache:
 
 @dataclass(frozen=True)
 class Result:
-    """A picture of this session: its number, counted from 1, its photo (RGB, upright), and how it came about."""
+    """A picture of this session: its number, counted from 1, its photo (RGB, upright), and how it came about.
+
+    `files` are its saved pictures, by bits; see `downloads.file_of`.
+    """
 
     number: int
     photo: Image.Image
     output: Output
+    files: dict[int, str] = field(default_factory=dict, compare=False)
 
 
 class Session:
     """The understanding of the last photos, the last results, the last grid, and whether the work should stop.
 
     A photo's caption and segmentation map are made once (`understand`); a changed caption, map or resolution costs a
-    text embedding and an encoding (`condition`).
+    text embedding and an encoding (`condition`). Requests are counted when they are made, not when the model gets to
+    them: a stop ends those made so far, also the ones that still wait, and none that comes after it.
+
+    Attributes:
+        request: the number of the newest request.
+        shown: the result on the page, None after the photo was taken away.
+        restored: the file dropped as a photo was a picture of ours.
+        keeps_caption: the next photo does not bring its own caption, as one was restored.
     """
 
     def __init__(self, capacity: int = 8):
-        self.cancelled = False
-        self.restored = False
+        self.request = 0
+        self.shown: Result | None = None
+        self.restored = self.keeps_caption = False
         self.grid: list[CellResult] = []
         self.evaluation_seconds = 0.0  # of the UNet, as last measured; 0 = not yet
         self.results: deque[Result] = deque(maxlen=_RESULTS)
@@ -69,14 +81,47 @@ class Session:
         self._ways = BoundedCache(capacity)
         self._conditioned = BoundedCache(capacity)
         self._count = 0
+        self._stopped = self._forgotten = -1
+
+    def begin(self) -> None:
+        """A new request, which no earlier stop concerns."""
+        self.request += 1
+
+    def stop(self) -> None:
+        """End all requests so far at their next step."""
+        self._stopped = self.request
+
+    def forget(self) -> None:
+        """Show nothing more of the translations asked for so far, and end them: their photo is gone."""
+        self._forgotten = self.request
+        self.shown = None
+
+    def is_stopped(self, request: int) -> bool:
+        return request <= max(self._stopped, self._forgotten)
+
+    def is_forgotten(self, request: int) -> bool:
+        return request <= self._forgotten
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a stop came after the newest request; set it to stop, or to begin another."""
+        return self.request <= self._stopped
+
+    @cancelled.setter
+    def cancelled(self, value: bool) -> None:
+        if value:
+            self.stop()
+        else:
+            self.begin()
 
     def add(self, photo: Image.Image, output: Output) -> Result:
-        """Keep a result; the oldest goes when there are too many."""
+        """Keep a result, which is then the one shown; the oldest goes when there are too many."""
         self._count += 1
         if output.evaluations:
             self.evaluation_seconds = output.timings.get("denoise", 0.0) / output.evaluations
-        self.results.append(Result(self._count, photo, output))
-        return self.results[-1]
+        self.shown = Result(self._count, photo, output)
+        self.results.append(self.shown)
+        return self.shown
 
     @property
     def last(self) -> Result | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,10 @@ import gradio as gr
 
 from diffv2ir.imaging import ImageError
 from diffv2ir.settings import GenerationSettings
-from diffv2ir.ui.common import MODEL_QUEUE, by_name, status
+from diffv2ir.ui.batch import stop
+from diffv2ir.ui.common import MODEL_QUEUE, by_name, status, told_to_the_user
 from diffv2ir.ui.controls import Controls
-from diffv2ir.ui.downloads import saved
+from diffv2ir.ui.downloads import file_of
 from diffv2ir.ui.examples import example_photos
 from diffv2ir.ui.restore import Restore
 from diffv2ir.ui.session import Result, Session
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _BUTTONS = ["download", "fullscreen"]
 _BEGIN = "Choose a photo to begin."
+_NO_FILE = gr.update(value=None, visible=False)
 
 Changes = dict[gr.components.Component, Any]
 
@@ -40,7 +42,7 @@ class TranslateTab:
     Attributes:
         settings: components of `GenerationSettings`, by field.
         inputs: all components that a translation reads, by name: session, photo, caption, the settings, new_seed,
-            use_map, own_map, view, palette.
+            use_map, own_map, view, palette, and request: its number in the session, as the browser sent it.
     """
 
     def __init__(self, page: Page):
@@ -51,12 +53,14 @@ class TranslateTab:
         self.inputs: dict[str, gr.components.Component] = {}
 
     def build(self) -> None:
-        with gr.Row():
+        # On a phone one below the other; on a wide screen the first and the last share the left column (see the CSS).
+        with gr.Row(elem_id="workbench"):
             with gr.Column(scale=2, min_width=300):
                 self._build_request()
             with gr.Column(scale=3, min_width=320):
                 self.viewer.build()
-        self.status = gr.HTML(status(_BEGIN), elem_classes="status")
+            with gr.Column(scale=2, min_width=300):
+                self._build_wording()
         with gr.Row(equal_height=True):
             self.understood = gr.Textbox(label="Caption used", interactive=False, lines=6, elem_classes="caption-used")
             self.map = gr.Image(label="Segmentation map", interactive=False, format="png", buttons=_BUTTONS, height=260)
@@ -79,6 +83,10 @@ class TranslateTab:
         with gr.Row():
             self.translate_button = gr.Button("Translate", variant="primary", elem_id="translate", min_width=120)
             self.stop_button = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
+        self.status = gr.HTML(status(_BEGIN), elem_classes="status")
+        self.request = gr.Number(0, precision=0, visible="hidden")
+
+    def _build_wording(self) -> None:
         self.caption = gr.Textbox(
             label="Caption",
             info="Written by the model; change it and translate again. Empty: no text guides the picture.",
@@ -92,8 +100,9 @@ class TranslateTab:
     def _build_examples(self) -> None:
         photos = example_photos(self.page.facts.styles)
         self.examples = gr.Dataset(
-            components=[self.photo],
-            samples=[[path] for path, _ in photos],
+            # A gallery of one: its caption is also what a screen reader says of the picture.
+            components=[gr.Gallery(render=False)],
+            samples=[[[(path, label)]] for path, _, label in photos],
             type="index",
             label="Examples",
             layout="gallery",
@@ -113,39 +122,37 @@ class TranslateTab:
             "own_map": self.own_map,
             "view": self.viewer.view,
             "palette": self.viewer.palette,
+            "request": self.request,
         }
         inputs = list(self.inputs.values())
         self.outputs = [
-            self.status, self.caption, self.understood, self.map, self.infrared, self.viewer.slider,
-            *self.settings.values(), self.page.history.gallery, self.tuning.verdict,
+            self.status, self.caption, self.understood, self.map, self.infrared, self.viewer.slider, self.deep_file,
+            *self.settings.values(), self.page.history.gallery, self.tuning.verdict, self.tuning.difference,
         ]  # fmt: skip
-        self.quietly = dict(inputs=inputs, outputs=self.outputs, show_progress="hidden", api_visibility="private")
-        self.run = dict(fn=by_name(self.translate, self.inputs), **self.quietly, **MODEL_QUEUE)
-        understand = dict(fn=by_name(self.understand, self.inputs), **self.quietly, **MODEL_QUEUE)
+        quietly = dict(show_progress="hidden", api_visibility="private")
+        self.work = dict(inputs=inputs, outputs=self.outputs, **quietly, **MODEL_QUEUE)
+        # Not queued: they must come through while the model is at work.
+        self.at_once = dict(**quietly, queue=False)
+        understand, translate = (
+            dict(fn=by_name(self.telling(work), self.inputs), trigger_mode="multiple", **self.work)
+            for work in (self.understand, self.translate)
+        )
         received = self.photo.upload(
             by_name(self.restore.receive, self.inputs),
             inputs,
-            [self.photo, *self.outputs, self.use_map],
-            show_progress="hidden",
-            api_visibility="private",
+            list(dict.fromkeys([self.photo, self.request, *self.outputs, *self.restore.outputs])),
+            **self.at_once,
         )
-        received.success(**understand).success(**self.run)
+        received.success(**understand).success(**translate)
         chosen = self.examples.click(
-            self._example,
-            self.examples,
-            [self.photo, self.caption, *self.settings.values()],
-            show_progress="hidden",
-            api_visibility="private",
+            self._example, [self.page.session, self.examples], [self.photo, self.request, *self.outputs], **self.at_once
         )
-        chosen.success(**understand).success(**self.run)
-        gr.on([self.translate_button.click, self.caption.submit], **self.run)
+        chosen.success(**understand).success(**translate)
+        self.on([self.translate_button.click, self.caption.submit], self.translate)
         for phrase, chip in self.chips.items():
-            work = self._vary(phrase)
-            chip.click(by_name(work, self.inputs), **self.quietly, **MODEL_QUEUE)
-        cleared = [self.status, self.caption, self.understood, self.map, self.infrared, self.viewer.slider]
-        self.photo.clear(_cleared, None, cleared, api_visibility="private")
-        # Not queued: it must come through while the model is at work.
-        self.stop_button.click(_stop, self.page.session, None, queue=False, api_visibility="private")
+            self.on([chip.click], self._vary(phrase))
+        self.photo.clear(self._clear, self.page.session, self.outputs, **self.at_once)
+        self.stop_button.click(stop, self.page.session, None, **self.at_once)
         asked = {"session": self.page.session}
         self.deep_button.click(
             by_name(self.deep, asked), list(asked.values()), self.deep_file, api_visibility="private"
@@ -156,9 +163,50 @@ class TranslateTab:
         self.phases.connect()
         self.restore.connect()
 
-    def _example(self, number: int) -> Changes:
-        photo, style = self._example_photos[number]
-        return {self.photo: photo, **self.controls.show(self.page.facts.defaults.replace(style=style))}
+    def on(self, triggers: Sequence[Any], work: Callable[[dict[str, Any]], Iterator[Changes]]) -> None:
+        """Let the model do `work` when one of the triggers happens; the page says at once that it waits for it."""
+        begun = gr.on(triggers, self._begin, self.page.session, [self.request, self.status], **self.at_once)
+        begun.success(by_name(self.telling(work), self.inputs), **self.work)
+
+    def telling(self, work: Callable[[dict[str, Any]], Iterator[Changes]]) -> Callable[..., Iterator[Changes]]:
+        """`work`, whose errors are also in the status line, where they take the place of what it was at."""
+
+        def tell(data: dict[str, Any]) -> Iterator[Changes]:
+            try:
+                with told_to_the_user():
+                    yield from work(data)
+            except gr.Error as error:
+                yield {self.status: status(f"⚠️ {error.message}")}
+                raise
+
+        tell.__doc__ = work.__doc__
+        return tell
+
+    def _begin(self, session: Session) -> Changes:
+        session.begin()
+        return {self.request: session.request, self.status: status(self._waiting("Waiting for the model …"))}
+
+    def take_in(self, session: Session) -> Changes:
+        """Updates for another photo: what was made of the one before goes."""
+        session.restored = False
+        session.forget()
+        return {**self._blank(), **self._begin(session)}
+
+    def _clear(self, session: Session) -> Changes:
+        session.forget()
+        caption = gr.skip() if session.keeps_caption else ""
+        return {**self._blank(), self.status: status(_BEGIN), self.caption: caption}
+
+    def _blank(self) -> Changes:
+        pictures = (self.map, self.infrared, self.viewer.slider, self.tuning.difference)
+        texts = (self.understood, self.tuning.verdict)
+        return {**dict.fromkeys(pictures), **dict.fromkeys(texts, ""), self.deep_file: _NO_FILE}
+
+    def _example(self, session: Session, number: int) -> Changes:
+        photo, style, _ = self._example_photos[number]
+        session.keeps_caption = False
+        settings = self.controls.show(self.page.facts.defaults.replace(style=style))
+        return {**self.take_in(session), self.photo: photo, **settings}
 
     def read_settings(self, data: dict[str, Any]) -> GenerationSettings:
         """The settings among a handler's values."""
@@ -166,16 +214,21 @@ class TranslateTab:
 
     def understand(self, data: dict[str, Any]) -> Iterator[Changes]:
         """A new photo: its caption and its segmentation map."""
-        if not data["photo"]:  # it was a result, whose settings were restored
+        session, request = data["session"], data["request"]
+        if not data["photo"] or session.is_stopped(request):  # a result, whose settings were restored, or stopped
             yield {self.infrared: gr.skip()}
             return
         yield {self.status: status(self._waiting("Reading the photo …"))}
         started = time.monotonic()
         preparation = self.read_settings(data).preparation
-        conditioning = data["session"].understand(self.page.pipe, data["photo"], **preparation)
+        conditioning = session.understand(self.page.pipe, data["photo"], **preparation)
+        if session.is_forgotten(request):
+            return
+        caption = gr.skip() if session.keeps_caption else conditioning.caption
+        session.keeps_caption = False
         yield {
             self.status: status(f"Understood in {time.monotonic() - started:.1f} s."),
-            self.caption: conditioning.caption,
+            self.caption: caption,
             self.understood: conditioning.caption,
             self.map: conditioning.segmentation,
             self.viewer.slider: self.viewer.preview(conditioning.image, conditioning.image),
@@ -183,18 +236,22 @@ class TranslateTab:
 
     def translate(self, data: dict[str, Any]) -> Iterator[Changes]:
         """The infrared picture of a photo, with a status line after each step and previews on the way."""
-        session = data["session"]
-        if not data["photo"] and session.restored:
-            session.restored = False
+        session, request, started = data["session"], data["request"], time.monotonic()
+        restored, session.restored = session.restored and not data["photo"], False
+        if restored or session.is_forgotten(request):
             yield {self.infrared: gr.skip()}
             return
-        conditioning, settings = self.condition(data), self.read_settings(data)
-        for event in self.events(data, conditioning, settings):
+        session.keeps_caption = False
+        conditioning = None if session.is_stopped(request) else self.condition(data)
+        if conditioning is None or session.is_stopped(request):
+            yield self._stopped(session, request)
+            return
+        for event in self.events(data, conditioning, self.read_settings(data)):
             if isinstance(event, Step):
                 yield self._progress(event, conditioning)
             else:
                 result = session.add(conditioning.image, event)
-                yield self.shown(result, data, summary(result))
+                yield self.shown(result, data, summary(result, time.monotonic() - started))
 
     def condition(self, data: dict[str, Any], caption: str | None = None) -> Conditioning:
         """Caption, map and latents as the page asks for them; `caption` stands in for the page's.
@@ -215,49 +272,67 @@ class TranslateTab:
         )
 
     def events(self, data: dict[str, Any], conditioning: Conditioning, settings: GenerationSettings) -> Iterator[Any]:
-        """The steps and the output of one generation, until the session is stopped."""
-        session = data["session"]
-        session.cancelled = False
-        return stream(self.page.pipe, conditioning, settings, lambda: session.cancelled)
+        """The steps and the output of one generation, until the request is stopped; none once it is forgotten."""
+        session, request = data["session"], data["request"]
+        for event in stream(self.page.pipe, conditioning, settings, lambda: session.is_stopped(request)):
+            if session.is_forgotten(request):
+                return
+            yield event
 
-    def shown(self, result: Result, data: dict[str, Any], text: str) -> Changes:
+    def _stopped(self, session: Session, request: int) -> Changes:
+        """The status of a request that was stopped before it had a picture; of one that is forgotten nothing."""
+        forgotten = session.is_forgotten(request)
+        return {self.status: gr.skip() if forgotten else status("Stopped before the first step.")}
+
+    def shown(self, result: Result, data: dict[str, Any], line: str) -> Changes:
         """Updates that show a result everywhere on the page."""
         output = result.output
         return {
-            self.status: status(text),
+            self.status: line,
             self.understood: output.caption or "(no caption)",
             self.map: output.segmentation,
-            self.infrared: saved(output),
+            self.infrared: file_of(result),
+            self.deep_file: _NO_FILE,
             self.viewer.slider: self.viewer.of(result, data["view"], data["palette"]),
             self.settings["seed"]: output.seed,
             self.page.history.gallery: self.page.history.items(data["session"]),
             self.tuning.verdict: "",
+            self.tuning.difference: None,
         }
 
     def deep(self, data: dict[str, Any]) -> dict[str, Any]:
-        """The last picture with 16 bits: the decoder's levels before they are rounded to 256."""
-        result = data["session"].last
+        """The shown picture with 16 bits: the decoder's levels before they are rounded to 256."""
+        result = data["session"].shown
         if result is None:
             raise ValueError("translate a photo first; then its picture can be had with 16 bits")
-        return gr.update(value=saved(result.output, bits=16), visible=True)
+        return gr.update(value=file_of(result, bits=16), visible=True)
 
     def _vary(self, phrase: str):
         def vary(data: dict[str, Any]) -> Iterator[Changes]:
             """The picture with the caption as it is, and with the phrase, from the same noise, side by side."""
             session, settings = data["session"], self.read_settings(data)
-            pictures = []
+            request, pictures, started = data["request"], [], time.monotonic()
             for caption in (data["caption"] or "", with_phrase(data["caption"] or "", phrase)):
+                if session.is_stopped(request):
+                    break
                 conditioning = self.condition({**data, "use_caption": True}, caption)
                 for event in self.events(data, conditioning, settings):
                     if isinstance(event, Step):
                         yield self._progress(event, conditioning)
-                settings = settings.replace(seed=event.seed)
-                pictures.append(session.add(conditioning.image, event))
-            before, after = pictures
-            yield {
-                **self.shown(after, data, f"Left: “{before.output.caption}”. Right: “{after.output.caption}”."),
-                self.viewer.slider: (before.output.image, after.output.image),
-            }
+                    else:
+                        settings = settings.replace(seed=event.seed)
+                        pictures.append(session.add(conditioning.image, event))
+            if session.is_forgotten(request) or not pictures:
+                yield self._stopped(session, request)
+                return
+            result = pictures[-1]
+            changes = self.shown(result, data, summary(result, time.monotonic() - started))
+            if len(pictures) == 2:
+                names = ("unchanged", phrase)
+                changes[self.viewer.slider] = self.viewer.of_two(pictures, names, data["view"], data["palette"])
+            else:
+                changes[self.status] = status(f"Stopped before the picture “{phrase}”.")
+            yield changes
 
         return vary
 
@@ -274,21 +349,14 @@ class TranslateTab:
         return changes
 
 
-def summary(result: Result) -> str:
-    """One line about a result: whether it is whole, its seed, style, work and time."""
+def summary(result: Result, seconds: float) -> str:
+    """The status line of a result: whether it is whole, after how long, seed and style; its work by stage in a fold."""
     output = result.output
-    timings = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in output.timings.items() if seconds >= 0.05)
+    timings = [f"{name} {seconds:.1f} s" for name, seconds in output.timings.items() if seconds >= 0.05]
     ended = f"Stopped after step {output.steps_done} of {output.settings.steps}" if output.cancelled else "Done"
     work = f"{output.evaluations} evaluation{'s' * (output.evaluations != 1)} of the UNet"
-    return f"{ended}. Seed {output.seed}, style {output.settings.style}, {work}. {timings}"
-
-
-def _cleared() -> tuple[str, str, str, None, None, None]:
-    return status(_BEGIN), "", "", None, None, None
-
-
-def _stop(session: Session) -> None:
-    session.cancelled = True
+    details = ", ".join([f"Caption: {output.caption or 'none'}. {work}", *timings])
+    return status(f"{ended} in {seconds:.1f} s · seed {output.seed} · style {output.settings.style}", details=details)
 
 
 def photo_stem(data: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from diffv2ir.advice import ADVICE, Advice
 from diffv2ir.reference import compare
-from diffv2ir.ui.common import MODEL_QUEUE, by_name, field_of
+from diffv2ir.ui.common import by_name, field_of
 from diffv2ir.ui.upload import Upload
 
 if TYPE_CHECKING:
@@ -39,15 +39,16 @@ class Tuning:
             with gr.Row():
                 self.real = Upload(label="Real infrared", sources=["upload"], height=260)
                 self.difference = gr.Image(
-                    label="Difference: red too bright, blue too dark", interactive=False, format="png", height=260
-                )
+                    label="Difference: red too bright, blue too dark", interactive=False, format="png", height=260,
+                    buttons=["download", "fullscreen"],
+                )  # fmt: skip
             self.verdict = gr.Markdown()
             self.compare_button = gr.Button("Compare the last picture")
 
     def connect(self) -> None:
         tab = self.tab
         for advice, button in self.buttons:
-            button.click(by_name(self._follow(advice), tab.inputs), **tab.quietly, **MODEL_QUEUE)
+            tab.on([button.click], self._follow(advice))
         inputs = {"session": tab.page.session, "real": self.real}
         gr.on(
             [self.real.upload, self.compare_button.click],
@@ -58,8 +59,8 @@ class Tuning:
         )
 
     def compare(self, data: dict[str, Any]) -> tuple[str, Any]:
-        """PSNR, SSIM and a difference map of the last picture against the real one."""
-        result = data["session"].last
+        """PSNR, SSIM and a difference map of the shown picture against the real one."""
+        result = data["session"].shown
         if result is None:
             raise ValueError(_NO_RESULT)
         if not data["real"]:

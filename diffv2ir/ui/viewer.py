@@ -12,6 +12,8 @@ from diffv2ir.ui.session import Result, Session
 
 INFRARED, PALETTE, SEGMENTATION, VISIBLE = "Infrared", "Palette", "Segmentation", "Visible"
 
+_PALETTE = "ironbow"
+
 # What is shown; results keep their own size.
 _LONGEST_SIDE = 1280
 
@@ -20,38 +22,46 @@ class Viewer:
     """Before/after slider: the photo on the left, on the right what the switch says."""
 
     def build(self) -> None:
+        # No download: what it shows is small and without the settings, unlike the picture in the field "Infrared".
         self.slider = gr.ImageSlider(
-            label="Photo | infrared", interactive=False, format="png", height=460, max_height=460, elem_id="viewer"
-        )
+            label=_label(INFRARED), interactive=False, format="png", height=460, max_height=460, elem_id="viewer",
+            buttons=["fullscreen"],
+        )  # fmt: skip
         with gr.Row():
             self.view = gr.Radio(
                 [INFRARED, PALETTE, SEGMENTATION, VISIBLE], value=INFRARED, label="Right side", scale=3
             )
             self.palette = gr.Dropdown(
-                list(palettes.PALETTES), value="ironbow", label="Palette", info="For display; files stay gray.", scale=2
+                list(palettes.PALETTES), value=_PALETTE, label="Palette", info="For display; files stay gray.", scale=2
             )
-        self.bar = gr.HTML(_bar("ironbow"), label="Colour bar")
+        self.bar = gr.HTML(_bar(_PALETTE), label="Colour bar", visible=False)
+        self.used_palette = gr.State(_PALETTE)
 
     def connect(self, session: gr.State) -> None:
-        show = dict(
-            fn=self._switch,
-            inputs=[session, self.view, self.palette],
-            outputs=[self.slider, self.bar],
-            show_progress="hidden",
-            api_visibility="private",
+        quietly = dict(show_progress="hidden", api_visibility="private")
+        self.view.input(self._switch, [session, self.view, self.palette], [self.slider, self.bar], **quietly)
+        self.palette.input(
+            self._choose_palette,
+            [session, self.palette, self.used_palette],
+            [self.slider, self.bar, self.view, self.used_palette],
+            **quietly,
         )
-        self.view.input(**show)
-        self.palette.input(lambda: PALETTE, None, self.view, api_visibility="private").then(**show)
 
-    def of(self, result: Result, view: str, palette: str) -> tuple[Image.Image, Image.Image]:
-        """Both sides of the slider for a result."""
-        return _small(result.photo), self._right(result, view, palette)
+    def of(self, result: Result, view: str, palette: str) -> dict[str, Any]:
+        """An update of the slider: a result's photo and what the switch says."""
+        return gr.update(value=(_small(result.photo), self._right(result, view, palette)), label=_label(view))
+
+    def of_two(self, results: tuple[Result, Result], names: tuple[str, str], view: str, palette: str) -> dict[str, Any]:
+        """An update of the slider: two results side by side, in the palette if the switch says so."""
+        view = view if view == PALETTE else INFRARED
+        sides = tuple(self._right(result, view, palette) for result in results)
+        return gr.update(value=sides, label=" | ".join(names))
 
     @staticmethod
-    def preview(photo: Image.Image, estimate: Image.Image) -> tuple[Image.Image, Image.Image]:
-        """Both sides while the work goes on."""
+    def preview(photo: Image.Image, estimate: Image.Image) -> dict[str, Any]:
+        """An update of the slider while the work goes on."""
         left = _small(photo)
-        return left, estimate.resize(left.size, Image.Resampling.BICUBIC)
+        return gr.update(value=(left, estimate.resize(left.size, Image.Resampling.BICUBIC)), label=_label(INFRARED))
 
     def _right(self, result: Result, view: str, palette: str) -> Image.Image:
         infrared = _small(result.output.image)
@@ -61,9 +71,19 @@ class Viewer:
             return result.output.segmentation.resize(infrared.size, Image.Resampling.NEAREST)
         return _small(result.photo) if view == VISIBLE else infrared
 
-    def _switch(self, session: Session, view: str, palette: str) -> tuple[Any, str]:
-        shown = gr.skip() if session.last is None else self.of(session.last, view, palette)
-        return shown, _bar(palette)
+    def _switch(self, session: Session, view: str, palette: str) -> tuple[Any, dict[str, Any]]:
+        shown = gr.skip() if session.shown is None else self.of(session.shown, view, palette)
+        return shown, gr.update(value=_bar(palette), visible=view == PALETTE)
+
+    def _choose_palette(self, session: Session, palette: str, used: str) -> tuple[Any, ...]:
+        """Show the palette. Gradio also calls it where the field only loses the focus: then nothing changes."""
+        if palette == used:
+            return (gr.skip(),) * 4
+        return *self._switch(session, PALETTE, palette), PALETTE, palette
+
+
+def _label(view: str) -> str:
+    return f"Photo | {view.lower()}"
 
 
 def _small(image: Image.Image) -> Image.Image:
