@@ -17,7 +17,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.random_bundle import SHAPES
+from diffv2ir.training.shapes import SHAPES
 
 TOKENS = 77
 
@@ -42,7 +42,7 @@ def text_flops(unet: UNet2DConditionModel, tokens: int = TOKENS) -> int:
 
 
 def meta_unet(shape: str) -> UNet2DConditionModel:
-    """The UNet of one of `random_bundle.SHAPES`, without numbers."""
+    """The UNet of one of `SHAPES`, without numbers."""
     with torch.device("meta"):
         return UNet2DConditionModel(**SHAPES[shape]["unet"]).eval()
 

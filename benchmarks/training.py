@@ -31,12 +31,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from benchmarks.flops import forward_flops, meta_unet
 from benchmarks.inference import device_name
 from benchmarks.plain_training import PlainTraining
-from benchmarks.random_bundle import SCHEDULE, SHAPES, clip_tokenizer
+from benchmarks.random_bundle import SCHEDULE, clip_tokenizer
 from diffv2ir.guidance import synchronize
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.cache import encode_mode
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder
 from diffv2ir.training.loop import OPTIMIZERS, Draw, Loop, LoopConfig, Sampler, process_state
+from diffv2ir.training.shapes import SHAPES
 
 ROLES = ("infrared", "visible", "segmentation")
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

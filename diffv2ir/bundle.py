@@ -89,7 +89,7 @@ def _refuse_source(name: str) -> None:
         raise BundleError(
             f"{name} is a released checkpoint ({source.what}), not a bundle: `python -m diffv2ir fetch {name}` prints "
             "its path, and `python -m diffv2ir convert PATH --to FOLDER --captioner blip --segmenter sam --tokenizer "
-            "CLIP_TOKENIZER_FOLDER` makes a bundle of it"
+            "sd15` makes a bundle of it"
         )
     raise BundleError(f"{name} is not a bundle: {source.what}")
 

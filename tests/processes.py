@@ -3,13 +3,17 @@
 import json
 import os
 import sys
+import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed import distributed_c10d
 
 from diffv2ir.data import read_examples
+from diffv2ir.training import cache as cache_module
 from diffv2ir.training import loop as loop_module
 from diffv2ir.training.config import load_config
 from diffv2ir.training.loop import Loop, LoopConfig
@@ -17,6 +21,8 @@ from diffv2ir.training.phases import PhaseConfig, train_phase
 from diffv2ir.training.sharding import shard
 
 COUNT, BATCH = 6, 4
+# Of one process's first map. Torch's own patience is made shorter than that.
+SLOW, PATIENCE = 12, timedelta(seconds=6)
 
 
 def make_loop(output: Path, steps: int, shard: bool = False) -> Loop:
@@ -50,12 +56,32 @@ def recorded_shard(record: Path, *arguments) -> None:
     shard(*arguments)
 
 
+def record_caches(folder: Path) -> None:
+    """`folder` gets the names of what each process puts into the caches (`made-RANK`), the first process slowly."""
+    write, draw, slow = cache_module.write_file_atomically, cache_module.segmentation_map, [rank() == 0]
+
+    def recorded_write(path, *arguments):
+        with (folder / f"made-{rank()}").open("a") as file:
+            file.write(f"{path}\n")
+        write(path, *arguments)
+
+    def slow_map(*arguments):
+        if slow[0]:
+            time.sleep(SLOW)
+            slow[0] = False
+        return draw(*arguments)
+
+    cache_module.write_file_atomically, cache_module.segmentation_map = recorded_write, slow_map
+
+
 def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    distributed_c10d.default_pg_timeout = PATIENCE
+    record_caches(folder)
     make_loop(folder / "alone-then-two", 6).run()
     make_loop(folder / "two-then-alone", 3).run()
     make_loop(folder / "alone-then-shared", 6, shard=True).run()

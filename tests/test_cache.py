@@ -22,6 +22,7 @@ from diffv2ir.training.cache import (
     CaptionCache,
     LatentCache,
     MapCache,
+    Share,
     ViewConfig,
     encode_mode,
     file_hash,
@@ -388,6 +389,45 @@ def test_captions_depend_on_weights_and_content(examples, blip, tmp_path):
     draw_scene(50)[0].save(examples[0].visible)
     file_hash.cache_clear()
     assert known() == 3
+
+
+# Shares of several processes
+
+
+def test_every_entry_is_of_one_share():
+    names = [f"entry {number}" for number in range(1200)]
+    sizes = [[Share(index, 3).has(name) for name in names] for index in range(3)]
+    assert all(sum(own) == 1 for own in zip(*sizes, strict=True))
+    assert all(340 < sum(share) < 460 for share in sizes)
+    assert all(Share().has(name) for name in names)
+
+
+def test_shares_make_together_what_one_process_makes(examples, vae, segmenter, blip, tmp_path):
+    view = dataclasses.replace(VIEW, variants=8)
+
+    def fill(folder, *shares):
+        for share in shares:
+            MapCache(folder, segmenter, "regions").fill(examples, share=share)
+            captions = CaptionCache(folder, *blip, always=True)
+            captions.fill(examples, share=share)
+        for share in shares:
+            LatentCache(folder, vae, view, MapCache(folder, segmenter, "regions")).fill(examples, share=share)
+        captions.read()
+        return captions.known, {name for name in entries(folder) if not name.startswith("captions")}
+
+    alone, together = fill(tmp_path / "one", Share()), fill(tmp_path / "two", Share(1, 2), Share(0, 2))
+    assert alone == together
+    assert len(alone[0]) == 2 and len(alone[1]) == 2 + 8 * len(examples)
+
+
+def test_captions_of_another_number_of_processes_are_kept(examples, blip, tmp_path, monkeypatch):
+    for share in (Share(0, 2), Share(1, 2)):
+        CaptionCache(tmp_path, *blip, always=True).fill(examples, share=share)
+    monkeypatch.setattr(cache_module, "caption_images", None)  # would be called, were anything missing
+    for share in (Share(), Share(0, 3), Share(1, 3), Share(2, 3)):
+        captions = CaptionCache(tmp_path, *blip, always=True)
+        captions.fill(examples, share=share)
+        assert len(captions.known) == 2
 
 
 # Images

@@ -1,9 +1,20 @@
 """Official checkpoints become bundles: the same outputs, every key accounted for, nothing run that is pickled."""
 
+import argparse
+import collections
+import datetime
+import functools
+import importlib
 import json
 import os
+import pathlib
+import re
 import shutil
+import subprocess
+import sys
+import types
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -13,6 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffv2ir import bundle, hub
 from diffv2ir.cli import main
+from diffv2ir.convert import checkpoint as checkpoint_module
 from diffv2ir.convert import write as write_module
 from diffv2ir.convert.assemble import convert
 from diffv2ir.convert.checkpoint import ConvertError, open_checkpoint
@@ -67,6 +79,12 @@ def converted(checkpoint, parts, tmp_path_factory):
         result = convert(checkpoint, target, **parts)
     assert result.missing == () and str(result) == f"{target}: a bundle, from a checkpoint of DiffV2IR"
     return target
+
+
+@pytest.fixture(autouse=True)
+def nothing_fetched(monkeypatch, tmp_path_factory):
+    """Whatever the hub's cache of this machine holds is not taken."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
@@ -238,6 +256,24 @@ def test_a_long_list_is_cut(state):
         read_components(shapes_of(state), "phase2.ckpt")
 
 
+def test_all_of_a_long_list_are_in_a_file(state, tmp_path):
+    foreign = [f"foo.{number:02}" for number in range(30)]
+    del state[MIDDLE_EMA]
+    torch.save({**state, **dict.fromkeys(foreign, torch.zeros(1))}, tmp_path / "long.ckpt")
+    listed = tmp_path / "bundles" / "long.keys.txt"
+    with pytest.raises(ConvertError, match=rf"foo.19 and 10 more\nAll of them: {listed}$"):
+        convert(tmp_path / "long.ckpt", tmp_path / "bundles" / "long")
+    assert listed.read_text().splitlines() == [f"missing: {MIDDLE_EMA}", *(f"unexpected: {key}" for key in foreign)]
+    assert [path.name for path in listed.parent.iterdir()] == [listed.name]
+
+
+def test_a_list_that_the_message_holds_is_in_no_file(state, tmp_path):
+    torch.save({**state, "foo": torch.zeros(1)}, tmp_path / "short.ckpt")
+    with pytest.raises(ConvertError, match="1 unexpected: foo$"):
+        convert(tmp_path / "short.ckpt", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["short.ckpt"]
+
+
 def test_bookkeeping_is_known_by_name(state):
     state |= {"logvar": torch.zeros(1000), "first_stage_model.loss.perceptual_loss.lin0.weight": torch.zeros(1)}
     assert [component.name for component in read_components(shapes_of(state), "x")] == ["unet", "vae", "text_encoder"]
@@ -255,14 +291,19 @@ def test_other_models_are_refused(state):
 # Files
 
 
-class Evil:
+class Calls:
+    """Pickled as the call of a function."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.call = (function, arguments) if state is None else (function, arguments, state)
+
     def __reduce__(self):
-        return os.system, ("touch evil-was-here",)
+        return self.call
 
 
 def test_a_pickle_that_runs_code_is_refused(official, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({**make_checkpoint(official), "callbacks": Evil()}, "evil.ckpt")
+    torch.save({**make_checkpoint(official), "callbacks": Calls(os.system, "touch evil-was-here")}, "evil.ckpt")
     with pytest.raises(
         ConvertError, match=r"evil.ckpt is refused: loading it would call (posix|nt).system.*safetensors"
     ):
@@ -270,29 +311,140 @@ def test_a_pickle_that_runs_code_is_refused(official, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.ckpt"]
 
 
+TOUCH = "open('evil-was-here', 'w')"
+
+
+@pytest.mark.parametrize(
+    ("evil", "named"),
+    [
+        (Calls(eval, TOUCH), "builtins.eval"),
+        (Calls(exec, TOUCH), "builtins.exec"),
+        (Calls(getattr, "", "join"), "builtins.getattr"),
+        (Calls(__import__, "os"), "builtins.__import__"),
+        (Calls(importlib.import_module, "os"), "importlib.import_module"),
+        (Calls(functools.partial, os.getcwd), "functools.partial"),
+        (Calls(subprocess.Popen, ["touch", "evil-was-here"]), "Popen"),
+        (Calls(np.load, "evil.npy", None, True), "numpy.load"),
+        (Calls(shutil.rmtree, "."), "shutil.rmtree"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda evil: evil,
+        lambda evil: argparse.Namespace(value=evil),
+        lambda evil: collections.defaultdict(dict, {"value": evil}),
+        lambda evil: collections.defaultdict(evil.call[0]),
+        lambda evil: np.array([evil], dtype=object),
+        lambda evil: Calls(pathlib.PurePosixPath, evil),
+    ],
+    ids=["bare", "Namespace", "defaultdict", "default_factory", "array", "argument"],
+)
+def test_code_is_refused_wherever_it_is(evil, named, wrap, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "hyper_parameters": {"a": wrap(evil)}}, "evil.ckpt")
+    with pytest.raises(ConvertError, match=rf"evil.ckpt is refused: loading it would call .*{re.escape(named)}"):
+        open_checkpoint(tmp_path / "evil.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.ckpt"]
+
+
+def foreign(patch, name, base=object):
+    """A class of a package that is not here, for as long as `patch` lasts."""
+    module, _, own = name.rpartition(".")
+    made = type(own, (base,), {"__module__": module})
+    for end in [*(place for place, letter in enumerate(module) if letter == "."), len(module)]:
+        patch.setitem(sys.modules, module[:end], types.ModuleType(module[:end]))
+    setattr(sys.modules[module], own, made)
+    return made
+
+
 def test_what_lightning_leaves_is_harmless(official, tmp_path, monkeypatch):
-    """Classes of packages that are not here: as keys, as objects with a state, and called."""
-    import sys
-    import types
-
-    module = types.ModuleType("pytorch_lightning.callbacks")
-
-    class ModelCheckpoint:
-        def __init__(self, monitor=None):
-            self.monitor = monitor
-
-        def __reduce__(self):
-            return ModelCheckpoint, (1,), {"best": 0.5}
-
-    ModelCheckpoint.__module__, ModelCheckpoint.__qualname__ = module.__name__, "ModelCheckpoint"
-    module.ModelCheckpoint = ModelCheckpoint
+    """Classes of packages that are not here: as keys, as objects with a state, called, and as dicts."""
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
-        patch.setitem(sys.modules, module.__name__, module)
-        callbacks = {ModelCheckpoint: {"best": 1}, "last": ModelCheckpoint(2)}
-        torch.save({**make_checkpoint(official), "callbacks": callbacks}, tmp_path / "lightning.ckpt")
+        kept = foreign(patch, "pytorch_lightning.callbacks.ModelCheckpoint")
+        parameters = foreign(patch, "pytorch_lightning.utilities.parsing.AttributeDict", dict)
+        saved = {
+            "callbacks": {kept: {"best": 1}, "last": Calls(kept, 2, state={"best": 0.5})},
+            "hyper_parameters": parameters(learning_rate=1e-4),
+        }
+        torch.save({**make_checkpoint(official), **saved}, tmp_path / "lightning.ckpt")
     weights = open_checkpoint(tmp_path / "lightning.ckpt")
     torch.testing.assert_close(weights[MIDDLE], official.state_dict()[MIDDLE])
+
+
+def test_what_omegaconf_leaves_is_harmless(official, tmp_path, monkeypatch):
+    """A DictConfig as omegaconf 2.1 pickles it; its Metadata has a defaultdict."""
+    with monkeypatch.context() as patch:
+        config = foreign(patch, "omegaconf.dictconfig.DictConfig")()
+        config._metadata = foreign(patch, "omegaconf.base.ContainerMetadata")()
+        vars(config._metadata).update(
+            ref_type=object, object_type=dict, key_type=int, resolver_cache=collections.defaultdict(dict, {"a": {1: 2}})
+        )
+        config._content = {"lr": 1e-4}
+        torch.save({**make_checkpoint(official), "hyper_parameters": config}, tmp_path / "omegaconf.ckpt")
+    weights = open_checkpoint(tmp_path / "omegaconf.ckpt")
+    torch.testing.assert_close(weights[MIDDLE], official.state_dict()[MIDDLE])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        argparse.Namespace(seed=1, nested=argparse.Namespace()),
+        pathlib.PurePosixPath("/data"),
+        pathlib.Path("data") / "sets",
+        pathlib.PureWindowsPath("C:/data"),
+        datetime.timedelta(hours=3),
+        datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC),
+        np.arange(6.0).reshape(2, 3),
+        np.array([{"a": 1}], dtype=object),
+        np.float64(0.5),
+        np.dtype("float32"),
+        np.ndarray,
+        frozenset({1}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_of_hyperparameters_become_nothing(value, tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(2)}, "hyper_parameters": {"value": value}}, tmp_path / "a.ckpt")
+    assert torch.equal(open_checkpoint(tmp_path / "a.ckpt")["w"], torch.ones(2))
+    got = checkpoint_module._load_pickle(tmp_path / "a.ckpt")["hyper_parameters"]["value"]
+    assert getattr(got, "__module__", "") == checkpoint_module.__name__  # a stand-in, or the class of one
+    assert vars(got) == {} or got is checkpoint_module._Inert
+
+
+def test_dicts_of_other_classes_become_plain_ones(tmp_path):
+    own = {"some": collections.defaultdict(list, {"a": [1]}), "other": collections.OrderedDict(b=2)}
+    torch.save({"state_dict": {"w": torch.ones(2)}, "hyper_parameters": own}, tmp_path / "a.ckpt")
+    got = checkpoint_module._load_pickle(tmp_path / "a.ckpt")["hyper_parameters"]
+    assert type(got["some"]) is dict and got == {"some": {"a": [1]}, "other": {"b": 2}}
+
+
+def test_names_that_older_and_newer_versions_pickle(tmp_path):
+    """numpy 1 and Python 3.13 call the same things otherwise."""
+    torch.save({"state_dict": {"w": torch.ones(2)}, "a": np.float64(2), "b": pathlib.PosixPath("b")}, tmp_path / "a")
+    names = [(b"numpy._core.multiarray", b"numpy.core.multiarray"), (b"pathlib\n", b"pathlib._local\n")]
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "a") as old, zipfile.ZipFile(tmp_path / "b.ckpt", "w") as new:
+        for entry in old.namelist():
+            content = old.read(entry)
+            if entry.endswith("data.pkl"):
+                for one, other in names:
+                    assert one in content
+                    content = content.replace(one, other)
+            new.writestr(entry, content)
+    assert torch.equal(open_checkpoint(tmp_path / "b.ckpt")["w"], torch.ones(2))
+
+
+def test_the_old_format_is_told_from_damage(official, tmp_path):
+    old = tmp_path / "old.ckpt"
+    torch.save(make_checkpoint(official), old, _use_new_zipfile_serialization=False)
+    with pytest.raises(ConvertError, match="old.ckpt is in the format of torch before 1.6") as refused:
+        convert(old, tmp_path / "out")
+    assert "truncated" not in str(refused.value)
+    exec(re.search("`(.*)`", str(refused.value))[1], {})  # what it says to do helps
+    assert convert(tmp_path / "old-new.ckpt", tmp_path / "out").started_from == "DiffV2IR"
 
 
 def test_damaged_files_are_refused(checkpoint, tmp_path):
@@ -413,10 +565,65 @@ def test_a_diffusers_folder_with_wrong_weights_is_refused(diffusers_folder, tmp_
     weights = {key: weight.clone() for key, weight in open_checkpoint(path).items()}
     weights["foo"] = weights.pop("conv_in.bias")
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(ConvertError, match=r"1 missing: conv_in.bias\n- 1 unexpected: foo"):
+    with pytest.raises(ConvertError, match=r"1 missing: unet.conv_in.bias\n- 1 unexpected: unet.foo"):
         convert(broken, tmp_path / "out")
     (broken / "unet" / "config.json").unlink()
     with pytest.raises(ConvertError, match="config.json cannot be read .*: expected a diffusers folder"):
+        convert(broken, tmp_path / "out")
+
+
+def weights_in(folder):
+    return {
+        key: weight for path in sorted(folder.glob("*.safetensors")) for key, weight in open_checkpoint(path).items()
+    }
+
+
+OLD_NAMES = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+
+
+def test_diffusers_folders_of_all_ages_give_the_same(diffusers_folder, tmp_path):
+    """Stable Diffusion 1.5 names the VAE's attention and CLIP's weights as versions of old did; .bin; shards."""
+    folder = tmp_path / "old"
+    shutil.copytree(diffusers_folder, folder)
+    vae = open_checkpoint(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    for new, old in OLD_NAMES.items():
+        vae = {key.replace(new, old) if "attentions" in key else key: weight.clone() for key, weight in vae.items()}
+    assert sum("proj_attn" in key for key in vae) == 4
+    save_file(vae, folder / "vae" / "diffusion_pytorch_model.safetensors")
+
+    text = open_checkpoint(folder / "text_encoder" / "model.safetensors")
+    text = {f"text_model.{key.removeprefix('text_model.')}": weight.clone() for key, weight in text.items()}
+    text["text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    torch.save(text, folder / "text_encoder" / "pytorch_model.bin")
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    shutil.rmtree(folder / "unet")
+    unet.save_pretrained(folder / "unet", max_shard_size="1MB")
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+
+    convert(diffusers_folder, tmp_path / "of-new")
+    convert(folder, tmp_path / "of-old")
+    for name in ("unet", "vae", "text_encoder"):
+        expected, got = weights_in(tmp_path / "of-new" / name), weights_in(tmp_path / "of-old" / name)
+        assert got.keys() == expected.keys() and all(torch.equal(got[key], expected[key]) for key in got)
+        assert {weight.dtype for weight in got.values()} == {torch.float16}
+
+
+def test_a_diffusers_folder_without_weights_is_refused(diffusers_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(diffusers_folder, broken)
+    (broken / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ConvertError, match="vae has no weights: expected diffusion_pytorch_model.safetensors or "):
+        convert(broken, tmp_path / "out")
+
+
+def test_a_config_of_another_model_is_refused(diffusers_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(diffusers_folder, broken)
+    config = json.loads((broken / "unet" / "config.json").read_text())
+    (broken / "unet" / "config.json").write_text(json.dumps({**config, "down_block_types": ["NoBlock"]}))
+    with pytest.raises(ConvertError, match="unet/config.json does not describe a unet"):
         convert(broken, tmp_path / "out")
 
 
@@ -440,6 +647,43 @@ def test_parts_of_other_models_are_refused(checkpoint, parts, diffusers_folder, 
     with pytest.raises(ConvertError, match="is not a SamSegmenter"):
         convert(checkpoint, tmp_path / "out", segmenter=diffusers_folder)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_without_vocabulary_is_refused(checkpoint, parts, tmp_path):
+    """transformers makes an empty tokenizer of such a folder, and of a path that is not there."""
+    for name in ("empty", "half"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "half" / "vocab.json").write_text("{}")
+    for name in ("empty", "half"):
+        with pytest.raises(
+            ConvertError, match=f"{name} has no vocabulary .*tokenizer.json or merges.txt with vocab.json"
+        ):
+            convert(checkpoint, tmp_path / "out", tokenizer=tmp_path / name)
+    with pytest.raises(ConvertError, match="nowhere: there is no such folder"):
+        convert(checkpoint, tmp_path / "out", tokenizer=tmp_path / "nowhere")
+    captioner = tmp_path / "captioner"
+    shutil.copytree(parts["captioner"], captioner)
+    (captioner / "tokenizer.json").unlink()
+    with pytest.raises(ConvertError, match="captioner has no vocabulary .*tokenizer.json or vocab.txt"):
+        convert(checkpoint, tmp_path / "out", captioner=str(captioner))
+
+
+def test_command_says_which_weights_were_taken(checkpoint, official, diffusers_folder, tmp_path, capsys):
+    raw = tmp_path / "raw.ckpt"
+    torch.save(make_checkpoint(official), raw)
+    said = {}
+    for name, arguments in {
+        "average": [checkpoint],
+        "asked": [checkpoint, "--raw"],
+        "none": [raw],
+        "folder": [diffusers_folder],
+    }.items():
+        assert main(["convert", *map(str, arguments), "--to", str(tmp_path / name)]) == 0
+        said[name] = re.search("^weights of the UNet: (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+    assert said["average"] == "their average (EMA)"
+    assert said["asked"] == "the raw ones, not their average (EMA), which the checkpoint has too"
+    assert said["none"] == "the raw ones: the checkpoint has no average of them (EMA, model_ema.*)"
+    assert said["folder"].startswith("those of the folder")
 
 
 def test_command(checkpoint, parts, tmp_path, capsys):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from huggingface_hub import constants
 from make_data import make_manifest_dataset, make_start_folder
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
@@ -128,8 +129,109 @@ def test_true_size_is_counted_without_numbers(bundle_folder, start, data, tmp_pa
     assert all(parameter.is_meta for parameter in unet.parameters())
 
     (folder / "unet" / "config.json").write_text(json.dumps(dict(unet.config) | {"in_channels": 4}))
-    (problem,) = dry_run(PHASES["2"], data, folder, bundle_folder).missing
+    report = dry_run(PHASES["2"], data, folder, bundle_folder)
+    (problem,) = report.missing
+    assert report.footprint.trainable == 859_544_004
     assert "unet: the weights are incomplete" in problem and "the model has 859520964" in problem
+
+
+@pytest.fixture
+def empty_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_sd15_is_counted_before_it_is_fetched(empty_hub, data, bundle_folder):
+    report = dry_run(PHASES["2"], data, "sd15", bundle_folder)
+    assert report.missing == ("sd15 is not here yet: a training fetches it, a dry run does not",)
+    footprint, text = report.footprint, 123_060_480
+    assert (footprint.trainable, footprint.total) == (859_544_004, 859_544_004)
+    assert sum(footprint.memory.values()) == 4 * (859_544_004 + text) + (4 + 8 + 4) * 859_544_004
+    assert "sd15 has no captioner" in dry_run(PHASES["2"], data, "sd15").missing[1]
+    other = dry_run(PHASES["2"], data, "owner/other", bundle_folder)
+    assert other.footprint is None and "owner/other is not here yet" in other.missing[0]
+    with_styles = dry_run(PHASES["3"], data, "sd15", bundle_folder)
+    assert with_styles.footprint is None and "phase 3 needs a UNet of 12 input channels" in with_styles.missing[1]
+    assert dry_run(PHASES["3"], data, None, bundle_folder).footprint.total == 859_544_004
+
+
+def test_configurations_without_weights_are_counted(start, bundle_folder, data, tmp_path):
+    whole = dry_run(PHASES["2"], data, start, bundle_folder)
+    folder = shutil.copytree(start, tmp_path / "start")
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    report = dry_run(PHASES["2"], data, folder, bundle_folder)
+    assert report.footprint == whole.footprint
+    assert report.missing == tuple(
+        f"{folder}: {name}: no weights (*.safetensors)" for name in ("vae", "text_encoder", "unet")
+    )
+
+
+def saved_by_a_real_forward_pass(unet, config, tokens):
+    """Bytes that autograd saves on the CPU, where attention is fused too, each tensor once and without the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
+    saved, side = {}, config.view.crop // 2
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    sample = torch.randn(2, unet.config.in_channels, side, side).contiguous(memory_format=torch.channels_last)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = unet(sample, torch.tensor([3, 5]), torch.randn(2, tokens, unet.config.cross_attention_dim)).sample
+    assert output.requires_grad
+    return sum(saved.values())
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_activations_are_those_of_a_real_forward_pass(name, start, bundle_folder, data):
+    config = replace(PHASES[name], view=ViewConfig(resize=70, crop=64))
+    folder = bundle_folder if name.startswith("3") else start
+    unet = prepare_unet(config, UNet2DConditionModel.from_pretrained(folder / "unet"), 4, folder)
+    real = saved_by_a_real_forward_pass(unet, config, tokens=16)
+    report = dry_run(config, data, folder, bundle_folder)
+    # The CPU keeps some of the tensors in both memory layouts.
+    assert 0.92 * real < report.footprint.activations <= real
+    total = sum(report.footprint.memory.values()) + report.footprint.activations
+    assert f"{total / 1e9:.2f} GB per device" in str(report)
+    assert "\nactivations  0.0" in str(report) and "in a forward pass of 2 at 64 pixels" in str(report)
+
+
+def test_activations_follow_batch_precision_and_checkpointing(empty_hub, data, bundle_folder):
+    def activations(samples, precision="no", checkpointing=False):
+        loop = replace(LOOP, batch_size=samples, micro_batch_size=samples, mixed_precision=precision)
+        config = replace(PHASES["2"], loop=loop, gradient_checkpointing=checkpointing)
+        return dry_run(config, data, "sd15", bundle_folder).footprint.activations
+
+    one, four = activations(1), activations(4)
+    assert four == pytest.approx(4 * one, rel=0.01)
+    half = [activations(samples, "fp16") for samples in (1, 4)]
+    per_sample = (half[1] - half[0]) / 3
+    assert 0.5 * one < per_sample < one  # norms stay in float32
+    assert half[0] - per_sample == pytest.approx(2 * 859_544_004, rel=0.02)  # copies of the weights
+    checkpointed = activations(4, checkpointing=True)
+    assert 0.1 * four < checkpointed < 0.4 * four
+    assert activations(4, "fp16", True) - 2 * 859_544_004 < 0.8 * checkpointed
+
+
+def test_a_batch_that_does_not_fit_has_no_activations(start, bundle_folder, data):
+    report = dry_run(replace(PHASES["2"], loop=replace(LOOP, micro_batch_size=3)), data, start, bundle_folder)
+    assert report.footprint.activations is None
+    assert "activations come on top" in str(report) and "not counted, since the batch does not fit" in str(report)
+
+
+def test_a_dry_run_needs_no_argument(empty_hub, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["phase2", "--dry-run"])
+    with pytest.raises(SystemExit) as exit:
+        launch.run_phase("2", "sd15/phase2.yaml", "")
+    printed = capsys.readouterr().out
+    assert exit.value.code == 1
+    assert "859,544,004 parameters" in printed and "256 = 1 process(es) x 32" in printed and "100,000" in printed
+    assert all(f"- --{name} is not given" in printed for name in ("data", "start", "output"))
+    monkeypatch.setattr(sys, "argv", ["phase2", "--data", "somewhere"])
+    with pytest.raises(SystemExit) as exit:
+        launch.run_phase("2", "sd15/phase2.yaml", "")
+    assert exit.value.code == 2 and "a training needs --start, --output" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_listed(start, bundle_folder, data, tmp_path):

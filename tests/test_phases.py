@@ -6,6 +6,7 @@ import errno
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -267,6 +268,25 @@ def test_validation_writes_a_sheet_and_figures(chain):
     (figures,) = [entry for entry in history if "validation/psnr" in entry]
     assert figures["step"] == 2 and 0 < figures["validation/psnr"] < 60 and -1 <= figures["validation/ssim"] <= 1
     assert not (output / "candidate").exists()
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float16), ("cpu", torch.float32)])
+def test_validation_makes_room_for_the_training_on_a_gpu(chain, tmp_path, monkeypatch, device, dtype):
+    """In half precision there, and in a memory mode; played on the CPU."""
+    placed, emptied = [], []
+
+    def record(pipe, where):
+        kinds = {name: next(getattr(pipe, name).parameters()).dtype for name in ("unet", "vae", "captioner")}
+        placed.append((where, set(kinds.values())))
+        pipe.to(torch.float32)
+
+    monkeypatch.setattr(validation, "process_state", lambda: SimpleNamespace(device=torch.device(device)))
+    monkeypatch.setattr(validation, "place", record)
+    monkeypatch.setattr(validation, "empty_device_cache", emptied.append)
+    monkeypatch.setattr(validation, "IMAGES", 1)
+    figures = validate_bundle(chain.results["2"], chain.examples[:1], 1, tmp_path)
+    assert figures["validation/psnr"] > 0
+    assert placed == [(torch.device(device), {dtype})] and emptied == ["cuda"] * (device == "cuda")
 
 
 # Phase 3

@@ -30,6 +30,7 @@ phase: "2"
 loop: {seed: 1, steps: 2, batch_size: 4, micro_batch_size: 1, warmup_steps: 1, ema_decay: 0.5, max_grad_norm: 1.0e+9}
 view: {resize: 18, crop: 16, variants: 1}
 validation_fraction: 0.0
+own_captions: true
 """
 ADAPTER = """
 phase: "3"
@@ -115,6 +116,17 @@ def test_two_processes_train_a_unet_as_one_does(folder, name, tmp_path):
         changed = "mid_block.resnets.0.conv1.weight"
         assert not torch.equal(load_file(start / WEIGHTS)[changed], own[changed])
     assert len(list((folder / "runs" / name).glob("shard-*"))) == (2 if config.loop.shard else 0)
+
+
+def test_each_process_fills_its_part_of_the_caches(folder):
+    """Of which one takes longer than torch would wait by itself: without `PATIENCE` there is no result at all."""
+    parts = [set((folder / f"made-{rank}").read_text().splitlines()) for rank in (0, 1)]
+    assert all(parts) and not parts[0] & parts[1]
+    caches = [path / "cache" for path in (folder / "runs").iterdir()]
+    assert parts[0] | parts[1] == {str(path) for cache in caches for path in cache.rglob("*") if path.is_file()}
+    for cache in caches:
+        assert len(list((cache / "maps").rglob("*.png"))) == len(list((cache / "latents").rglob("*.safetensors"))) == 4
+        assert sum(len(json.loads(path.read_text())) for path in cache.glob("captions-*-of-2.json")) == 4
 
 
 @pytest.mark.parametrize("name", ["alone-then-two", "two-then-alone", "alone-then-shared", "shared-then-alone"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from diffv2ir.bundle import resolve
 from diffv2ir.data import DataError, read_examples
 from diffv2ir.data.annotation_job import ENGINES, annotate
-from diffv2ir.data.audit import audit, write_sheet
+from diffv2ir.data.audit import audit, is_held_out, write_sheet
 from diffv2ir.data.build import build
 from diffv2ir.data.cleaning import STAGES, CleaningConfig
 from diffv2ir.data.sources import SOURCES
@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--alignment", type=float, default=default.alignment, help="edge measure of misaligned pairs")
     one.add_argument("--skip", action="append", default=[], choices=STAGES[1:], help="a stage that drops nothing")
     one.add_argument("--test-fraction", type=float, default=0.1, help="of scenes that no official split settles")
+    one.add_argument("--keep-official", action="store_true",
+                     help="leave every image on its authors' side, also where that cuts through a scene")  # fmt: skip
     one.add_argument("--shard-length", type=int, default=1000, help="examples in a shard")
     one.add_argument("--workers", type=int, default=1, help="processes that read the images")
     two = commands.add_parser("audit", help="find near-duplicates across the split of data set folders")
@@ -79,16 +81,24 @@ def _build(options: argparse.Namespace) -> int:
         options.to,
         config,
         test_fraction=options.test_fraction,
+        keep_official=options.keep_official,
         shard_length=options.shard_length,
         workers=options.workers,
     )
     print(json.dumps(report, indent=2))
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 
 def _audit(options: argparse.Namespace) -> int:
-    """Exit code 1 when something leaks, so that a script can stop."""
+    """Exit code 1 when something leaks, or there is no split that could, so that a script can stop."""
     examples = [example for folder in options.data for example in read_examples(folder)]
+    held_out = sum(map(is_held_out, examples))
+    if held_out in (0, len(examples)):
+        splits = ", ".join(sorted({example.split for example in examples}))
+        what = "everything is held out" if held_out else "nothing is held out"
+        raise DataError(f"{what}, there is no split to audit: {len(examples):,} examples, all in {splits}")
     leaks, report = audit(examples, options.near, options.workers)
     if options.json:
         pairs = [

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import torch
 
 from diffv2ir.data import DataError, check_examples, read_examples, split_validation
 from diffv2ir.training.config import load_config
-from diffv2ir.training.dry_run import dry_run
+from diffv2ir.training.dry_run import DryRun, dry_run
 from diffv2ir.training.loop import TrainingError, process_state
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from diffv2ir.training.publish import check_target, publish, write_card
@@ -21,6 +22,8 @@ from diffv2ir.training.starts import locate_start
 from diffv2ir.training.validation import validate_bundle
 
 T = TypeVar("T")
+
+NEEDED = ("data", "start", "output")
 
 
 def run(function: Callable[[], T], threads: int | None = None) -> T:
@@ -42,11 +45,11 @@ def run(function: Callable[[], T], threads: int | None = None) -> T:
 
 
 def phase_parser(default_config: Path, description: str) -> argparse.ArgumentParser:
-    """The arguments of a phase."""
+    """The arguments of a phase. A training needs `NEEDED`; a dry run says that they are missing."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder: manifest.jsonl, or rgb/ ir/ [seg/]")
-    parser.add_argument("--start", required=True, help="folder in the diffusers layout, sd15, or a hub id[@revision]")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run; start again to resume")
+    parser.add_argument("--data", type=Path, help="dataset folder: manifest.jsonl, or rgb/ ir/ [seg/]")
+    parser.add_argument("--start", help="folder in the diffusers layout, sd15, or a hub id[@revision]")
+    parser.add_argument("--output", type=Path, help="folder of the run; start again to resume")
     parser.add_argument("--config", type=Path, default=default_config)
     parser.add_argument("--vlum", help="folder, or hub id, with captioner and segmenter, where --start has none")
     parser.add_argument("--teacher", type=Path, help="for teacher_share, teacher_mix: output of train.teacher")
@@ -62,17 +65,17 @@ def phase_parser(default_config: Path, description: str) -> argparse.ArgumentPar
 
 def run_phase(phase: str, default_config: str, description: str) -> None:
     """The command line of one phase."""
-    arguments = phase_parser(Path(__file__).parent / "configs" / default_config, description).parse_args()
+    parser = phase_parser(Path(__file__).parent / "configs" / default_config, description)
+    arguments = parser.parse_args()
+    absent = [f"--{name}" for name in NEEDED if getattr(arguments, name) is None]
+    if absent and not arguments.dry_run:
+        parser.error(f"a training needs {', '.join(absent)}")
 
     def read_config() -> PhaseConfig:
         config = load_config(arguments.config, PhaseConfig)
         if config.phase != phase:
             raise ValueError(f"{arguments.config} is a configuration of phase {config.phase}, not of phase {phase}")
         return config
-
-    def folders(fetch: bool) -> tuple[Path, Path | None]:
-        vlum = arguments.vlum
-        return locate_start(arguments.start, fetch), locate_start(vlum, fetch) if vlum else None
 
     def train() -> Path | str:
         config, target = read_config(), arguments.push_to_hub
@@ -81,7 +84,8 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
         examples = [example for example in read_examples(arguments.data, split="train") if config.fits(example)]
         check_examples(examples)
         training, validation = split_validation(examples, config.validation_fraction)
-        start, vlum = folders(fetch=True)
+        start = locate_start(arguments.start)
+        vlum = locate_start(arguments.vlum) if arguments.vlum else None
         result = train_phase(
             config,
             training,
@@ -99,7 +103,11 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
             return publish(result, target, f"Phase {phase}, {config.loop.steps} steps")
         return result
 
+    def plan() -> DryRun:
+        report = dry_run(read_config(), arguments.data, arguments.start, arguments.vlum, arguments.teacher)
+        return report if arguments.output else replace(report, missing=(*report.missing, "--output is not given"))
+
     if arguments.dry_run:
-        report = run(lambda: dry_run(read_config(), arguments.data, *folders(fetch=False), arguments.teacher))
+        report = run(plan)
         sys.exit(1 if report.missing else 0)
     run(train, arguments.threads)

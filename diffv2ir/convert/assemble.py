@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import diffusers
 
 from diffv2ir import bundle
 from diffv2ir.convert.checkpoint import ConvertError
+from diffv2ir.convert.official import KeysError
 from diffv2ir.convert.parts import write_captioner, write_segmenter, write_tokenizer
 from diffv2ir.convert.sources import DiffusersFolder, OfficialFile
 from diffv2ir.files import write_atomically
@@ -41,12 +43,14 @@ class Converted:
         started_from: what the checkpoint was, by its input channels.
         missing: flags of the parts that it lacks to be a bundle; none if it is one.
         in_channels: of the UNet, as written.
+        unet_weights: which ones of the UNet were taken: averaged or raw.
     """
 
     folder: Path
     started_from: str
     missing: tuple[str, ...]
     in_channels: int
+    unet_weights: str
 
     def __str__(self) -> str:
         if not self.missing:
@@ -79,10 +83,38 @@ def convert(
         progress: called with the name of each part before it is written.
 
     Raises:
-        ConvertError: `source` or a part does not fit, or `target` is there already; nothing is written then.
+        ConvertError: `source` or a part does not fit, or `target` is there already; nothing is written then, but for
+            a list of keys that do not fit, where the message would be too long: `TARGET.keys.txt`.
     """
     if target.exists():
         raise ConvertError(f"{target} is there already; choose a new folder")
+    with _all_keys_listed(target.with_name(f"{target.name}.keys.txt")):
+        return _convert(source, target, ema, widen, captioner, segmenter, tokenizer, progress)
+
+
+@contextmanager
+def _all_keys_listed(path: Path) -> Iterator[None]:
+    """Write the keys that do not fit into `path` if there are more of them than the error names."""
+    try:
+        yield
+    except KeysError as error:
+        if not error.is_cut:
+            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{kind}: {key}\n" for kind, keys in error.keys.items() for key in keys))
+        raise KeysError(f"{error}\nAll of them: {path}", error.keys) from error
+
+
+def _convert(
+    source: Path,
+    target: Path,
+    ema: bool,
+    widen: bool,
+    captioner: str | None,
+    segmenter: Path | None,
+    tokenizer: Path | None,
+    progress: Callable[[str], None],
+) -> Converted:
     models = DiffusersFolder(source) if source.is_dir() else OfficialFile(source, ema)
     if models.in_channels not in STARTING_POINTS:
         known = ", ".join(f"{number} ({name})" for number, name in STARTING_POINTS.items())
@@ -109,7 +141,7 @@ def convert(
         _write_index(folder, source.stem, STARTING_POINTS[models.in_channels], is_bundle=not missing)
 
     write_atomically(target, write)
-    return Converted(target, STARTING_POINTS[models.in_channels], tuple(missing), in_channels)
+    return Converted(target, STARTING_POINTS[models.in_channels], tuple(missing), in_channels, models.unet_weights)
 
 
 def _write_index(folder: Path, name: str, started_from: str, is_bundle: bool) -> None:

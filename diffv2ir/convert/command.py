@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from diffv2ir.convert import names
+from diffv2ir.loading import CommandError
+
 
 def add_parser(commands: Any) -> None:
     """The command among those of the parser (`add_subparsers`)."""
@@ -19,9 +22,20 @@ def add_parser(commands: Any) -> None:
         "or stage2, m3fd, flir, sd15, which are fetched (see `fetch`)",
     )
     parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--captioner", metavar="DIR", help="BLIP: a folder, blip, or another hub id")
-    parser.add_argument("--segmenter", metavar="FILE", help="SAM: sam, sam_vit_b_*.pth, or a bundle's segmenter")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="CLIP's tokenizer (default: the folder's own)")
+    parser.add_argument(
+        "--captioner", metavar="DIR", help="BLIP: a folder, blip, or another hub id (default: blip if it is here)"
+    )
+    parser.add_argument(
+        "--segmenter",
+        metavar="FILE",
+        help="SAM: sam, sam_vit_b_*.pth, or a bundle's segmenter (default: sam if it is here)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="CLIP's tokenizer: its folder, that of a model with one, or sd15, of which only the tokenizer is fetched "
+        "(default: the checkpoint's own, else that of sd15 if it is here); 'none' takes none of the three that is here",
+    )
     parser.add_argument("--raw", action="store_true", help="take the UNet's last weights, not their average (EMA)")
     parser.add_argument(
         "--keep-channels", action="store_true", help="do not widen the UNet to 12 input channels, for train.phase1"
@@ -40,27 +54,36 @@ def run(options: argparse.Namespace) -> int:
     from diffv2ir.cli import OK
     from diffv2ir.convert.assemble import convert
     from diffv2ir.convert.checkpoint import ConvertError
-    from diffv2ir.loading import CommandError
 
+    source = names.locate_checkpoint(options.source, print)
+    given = {"--captioner": options.captioner, "--segmenter": options.segmenter, "--tokenizer": options.tokenizer}
+    unasked = _not_looked_for(source, options.keep_channels)
+    parts = {
+        flag: None if name is None and flag in unasked else names.locate_part(flag, name, print)
+        for flag, name in given.items()
+    }
     try:
         converted = convert(
-            Path(_here(options.source)),
+            source,
             options.to,
             ema=not options.raw,
             widen=not options.keep_channels,
-            captioner=_here(options.captioner),
-            segmenter=Path(_here(options.segmenter)) if options.segmenter else None,
-            tokenizer=options.tokenizer,
+            captioner=parts["--captioner"],
+            segmenter=Path(parts["--segmenter"]) if parts["--segmenter"] else None,
+            tokenizer=Path(parts["--tokenizer"]) if parts["--tokenizer"] else None,
             progress=lambda part: print(f"{part} ...", flush=True),
         )
     except (ConvertError, BundleError, OSError) as error:
         raise CommandError(error) from error
     print(converted)
+    print(f"weights of the UNet: {converted.unet_weights}")
+    wanted = [flag for flag in converted.missing if flag not in unasked and given.get(flag) != names.OFF]
+    if sentence := names.how_to_complete(wanted):
+        print(sentence)
     return OK
 
 
-def _here(name: str | None) -> str | None:
-    """What is one of `hub.SOURCES` is fetched; anything else stays as it is."""
-    from diffv2ir.hub import SOURCES, locate
-
-    return str(locate(name, tell=print)) if name in SOURCES else name
+def _not_looked_for(source: Path, keep_channels: bool) -> set[str]:
+    """Flags of parts that are of no use unless they are given: no bundle is meant, or the checkpoint has its own."""
+    flags = {"--captioner", "--segmenter"} if keep_channels else set()
+    return flags | {"--tokenizer"} if (source / "tokenizer").is_dir() else flags

@@ -1,4 +1,4 @@
-"""Which weight of an official checkpoint goes where: diffusers does the renaming, every key is accounted for here.
+"""Which weight of a checkpoint goes where: diffusers does the renaming, every key is accounted for here.
 
 An official checkpoint (CompVis, InstructPix2Pix, DiffV2IR) holds the UNet, often a running average of it (EMA, under
 names without dots), the autoencoder and CLIP's text model, and constants of its training.
@@ -37,6 +37,19 @@ VAE_LOSS = VAE + "loss."
 _MOST_LISTED = 20
 
 
+class KeysError(ConvertError):
+    """Keys of a checkpoint without their place. `keys`: all of them, by what is wrong; the message may name fewer."""
+
+    def __init__(self, message: str, keys: dict[str, list[str]]):
+        super().__init__(message)
+        self.keys = keys
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the message leaves some out."""
+        return any(len(keys) > _MOST_LISTED for keys in self.keys.values())
+
+
 class _Key(str):
     """A key in place of its weight, which diffusers' functions move about and ask for nothing but its dimensions."""
 
@@ -68,11 +81,11 @@ class KeyProblems:
     misshapen: list[str] = field(default_factory=list)
 
     def raise_any(self, source: str) -> None:
-        """Raises: ConvertError, listing them."""
+        """Raises: KeysError, listing them."""
         found = {kind: sorted(set(keys)) for kind, keys in vars(self).items() if keys}
         if found:
             lists = [f"- {len(keys)} {kind}: {_listed(keys)}" for kind, keys in found.items()]
-            raise ConvertError(f"{source} does not fit the layout of Stable Diffusion 1.x:\n" + "\n".join(lists))
+            raise KeysError(f"{source} does not fit the layout of Stable Diffusion 1.x:\n" + "\n".join(lists), found)
 
 
 def _listed(keys: list[str]) -> str:
@@ -99,18 +112,23 @@ def read_components(shapes: Shapes, source: str, ema: bool = True) -> list[Compo
             raise ConvertError(f"{source}: {prefix}{error.args[0]} is missing") from error
         except ValueError as error:
             raise ConvertError(f"{source}: {prefix}{error}") from error
-        components.append(_checked(Component(name, model, keys), shapes, problems))
+        components.append(checked(Component(name, model, keys), shapes, problems))
     unet = components[0]
     averages = {name: _ema_key(key) for name, key in unet.keys.items()}
     used = {key for component in components for key in component.keys.values()}
-    if any(key.startswith(EMA) and not _is_known(key) for key in shapes):
-        averaged = _checked(Component("unet", unet.model, averages), shapes, problems)
+    if has_average(shapes):
+        averaged = checked(Component("unet", unet.model, averages), shapes, problems)
         used |= set(averaged.keys.values())
         if ema:
             components[0] = averaged
     problems.unexpected += [key for key in shapes if key not in used and not _is_known(key)]
     problems.raise_any(source)
     return components
+
+
+def has_average(shapes: Shapes) -> bool:
+    """Whether an official checkpoint holds a running average of its UNet beside the last weights."""
+    return any(key.startswith(EMA) and not _is_known(key) for key in shapes)
 
 
 def _is_known(key: str) -> bool:
@@ -146,7 +164,7 @@ def _text(inner: Shapes, keys: list[str]) -> tuple[nn.Module, dict[str, str]]:
     return model, {name if name in own else name.removeprefix("text_model."): key for name, key in renamed.items()}
 
 
-def _checked(component: Component, shapes: Shapes, problems: KeyProblems) -> Component:
+def checked(component: Component, shapes: Shapes, problems: KeyProblems) -> Component:
     """The component with the keys that have a place in its model; what does not fit goes into `problems`."""
     state = component.model.state_dict()
     keys = {name: component.keys[name] for name in state if component.keys.get(name) in shapes}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokenizer
 
+from diffv2ir.bundle import _VOCABULARIES
 from diffv2ir.convert.checkpoint import ConvertError
 from diffv2ir.convert.official import KeyProblems
 from diffv2ir.vlum import SamSegmenter
@@ -36,9 +37,12 @@ def write_captioner(source: str, folder: Path) -> None:
     """BLIP with its processor, from a folder or a hub id, into `captioner` and `captioner_processor`.
 
     Raises:
-        ConvertError: as `load_whole`; or there is no processor.
+        ConvertError: as `load_whole`; or there is no processor, or one without a vocabulary.
     """
-    load_whole(BlipForConditionalGeneration, source).save_pretrained(folder / "captioner")
+    model = load_whole(BlipForConditionalGeneration, source)
+    if Path(source).is_dir():
+        _check_vocabulary(Path(source), "captioner_processor")
+    model.save_pretrained(folder / "captioner")
     try:
         BlipProcessor.from_pretrained(source).save_pretrained(folder / "captioner_processor")
     except (OSError, ValueError) as error:
@@ -68,8 +72,9 @@ def write_tokenizer(source: Path, folder: Path, vocabulary: int) -> None:
         vocabulary: how many tokens the text encoder knows.
 
     Raises:
-        ConvertError: not a tokenizer's folder, or the tokenizer of another text encoder.
+        ConvertError: not a tokenizer's folder, or one without a vocabulary, or the tokenizer of another text encoder.
     """
+    _check_vocabulary(source, "tokenizer")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
@@ -77,3 +82,13 @@ def write_tokenizer(source: Path, folder: Path, vocabulary: int) -> None:
     if len(tokenizer) != vocabulary:
         raise ConvertError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the text encoder {vocabulary}")
     tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def _check_vocabulary(folder: Path, name: str) -> None:
+    """Without these files transformers makes an empty tokenizer and says nothing."""
+    if not folder.is_dir():
+        raise ConvertError(f"{folder}: there is no such folder (the {name} is one)")
+    wanted, there = _VOCABULARIES[name], {path.name for path in folder.iterdir()}
+    if not any(files <= there for files in wanted):
+        lists = " or ".join(" with ".join(sorted(files)) for files in wanted)
+        raise ConvertError(f"{folder} has no vocabulary for the {name}: expected {lists} in it")

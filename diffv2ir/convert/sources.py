@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from torch import Tensor
-from transformers import CLIPTextModel
 
 from diffv2ir.bundle import INDEX
 from diffv2ir.convert.checkpoint import ConvertError, open_checkpoint
-from diffv2ir.convert.official import read_components
-from diffv2ir.convert.parts import load_whole
+from diffv2ir.convert.folder import open_component, read_folder, read_json
+from diffv2ir.convert.official import has_average, read_components
 from diffv2ir.convert.write import write_component
 from diffv2ir.schedule import check_schedule
-from diffv2ir.unet import widen_conv_in
 
 # What all models of Stable Diffusion 1.x were trained with; timesteps as k-diffusion spaces them.
 SCHEDULER = dict(
@@ -41,6 +37,7 @@ class OfficialFile:
 
     Attributes:
         in_channels: of the UNet. vocabulary: tokens that the text encoder knows. tokenizer: None, it has none.
+        unet_weights: which ones are taken, in words.
 
     Raises:
         ConvertError: see `open_checkpoint` and `read_components`; or it was trained with another noise schedule.
@@ -53,7 +50,9 @@ class OfficialFile:
         weights = open_checkpoint(path)
         if _SCHEDULE_KEY in weights:
             _check_same_schedule(weights[_SCHEDULE_KEY], path)
-        self.components = read_components({key: tuple(weight.shape) for key, weight in weights.items()}, str(path), ema)
+        shapes = {key: tuple(weight.shape) for key, weight in weights.items()}
+        self.components = read_components(shapes, str(path), ema)
+        self.unet_weights = _taken(has_average(shapes), ema)
         unet, _, text = (component.model for component in self.components)
         self.in_channels, self.vocabulary = unet.config.in_channels, text.config.vocab_size
 
@@ -64,6 +63,12 @@ class OfficialFile:
             channels = in_channels if component.name == "unet" else None
             write_component(component, partial(open_checkpoint, self.path), folder / component.name, channels)
         DDPMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+
+
+def _taken(has_average: bool, ema: bool) -> str:
+    if not has_average:
+        return "the raw ones: the checkpoint has no average of them (EMA, model_ema.*)"
+    return "their average (EMA)" if ema else "the raw ones, not their average (EMA), which the checkpoint has too"
 
 
 def _check_same_schedule(stored: Tensor, path: Path) -> None:
@@ -79,15 +84,18 @@ class DiffusersFolder:
     """A folder in the layout of diffusers, as of a StableDiffusionPipeline. Attributes as of `OfficialFile`.
 
     Raises:
-        ConvertError: it has no index or configs, or is a bundle already.
+        ConvertError: it has no index, or is a bundle already; or see `read_folder`.
     """
+
+    unet_weights = "those of the folder, which does not say whether they are an average (EMA)"
 
     def __init__(self, folder: Path):
         self.folder = folder
-        if _read_json(folder / INDEX).get("_class_name") == "DiffV2IRPipeline":
+        if read_json(folder / INDEX).get("_class_name") == "DiffV2IRPipeline":
             raise ConvertError(f"{folder} is a bundle already")
-        self.in_channels = _read_json(folder / "unet" / "config.json").get("in_channels")
-        self.vocabulary = _read_json(folder / "text_encoder" / "config.json").get("vocab_size")
+        self.components = read_folder(folder)
+        unet, _, text = (component.model for component in self.components)
+        self.in_channels, self.vocabulary = unet.config.in_channels, text.config.vocab_size
         self.tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else None
 
     def write(self, folder: Path, in_channels: int, progress: Progress) -> None:
@@ -97,21 +105,9 @@ class DiffusersFolder:
             check_schedule(scheduler.config)
         except (OSError, ValueError) as error:
             raise ConvertError(f"{self.folder / 'scheduler'}: {error}") from error
+        for component in self.components:
+            progress(component.name)
+            channels = in_channels if component.name == "unet" else None
+            load = partial(open_component, self.folder, component.name)
+            write_component(component, load, folder / component.name, channels)
         scheduler.save_pretrained(folder / "scheduler")
-        progress("unet")
-        unet = load_whole(UNet2DConditionModel, self.folder / "unet")
-        widen_conv_in(unet, in_channels).save_pretrained(folder / "unet")
-        del unet  # before the next is loaded
-        for name, model_class in (("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
-            progress(name)
-            load_whole(model_class, self.folder / name).save_pretrained(folder / name)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConvertError(f"{path} cannot be read ({error}): expected a diffusers folder") from error
-    if not isinstance(content, dict):
-        raise ConvertError(f"{path}: expected a JSON object")
-    return content

@@ -104,9 +104,25 @@ def _key(*parts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of a cache that one of several processes makes: number `index` of `count`.
+
+    Whose an entry is follows from its name alone: the processes need not agree about what is there already.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def has(self, name: str) -> bool:
+        """Whether an entry is of this part."""
+        return int(_key(name)[:15], 16) % self.count == self.index
+
+
 class CaptionCache:
     """Captions by BLIP, for examples whose dataset has none or, with `always`, for all.
 
+    Each process has a file of its own for those that it makes; all files are read.
     `unseen`: SHA-256 of photos -> captions, by models that have not seen them; preferred to BLIP's.
     """
 
@@ -118,19 +134,29 @@ class CaptionCache:
         always: bool = False,
         unseen: Mapping[str, str] | None = None,
     ):
-        self.file, self.model, self.processor, self.always = folder / "captions.json", model, processor, always
+        self.folder, self.model, self.processor, self.always = folder, model, processor, always
         self._unseen = unseen or {}
-        self.known: dict[str, str] = json.loads(self.file.read_text()) if self.file.is_file() else {}
         self._model_hash = weights_hash(model) if model is not None else ""
+        self.known: dict[str, str] = {}
+        self.read()
 
-    def fill(self, examples: Sequence[Example], batch_size: int = 8) -> None:
+    def read(self) -> None:
+        """Take over what the files hold, those of other processes too."""
+        for path in sorted(self.folder.glob("captions*.json")):
+            self.known.update(json.loads(path.read_text()))
+
+    def fill(self, examples: Sequence[Example], batch_size: int = 8, share: Share = Share()) -> None:
         """Caption what has no caption yet; saved after every batch."""
-        wanted = [e for e in examples if e.visible and not self._given(e) and self._key(e) not in self.known]
+        name = "captions.json" if share.count == 1 else f"captions-{share.index}-of-{share.count}.json"
+        file = self.folder / name
+        own = json.loads(file.read_text()) if file.is_file() else {}
+        wanted = [e for e in examples if e.visible and not self._given(e) and self._lacks(self._key(e), share)]
         for start in tqdm(range(0, len(wanted), batch_size), desc="captions", disable=not wanted):
             batch = wanted[start : start + batch_size]
             captions = caption_images(self.model, self.processor, [load_rgb(e.visible) for e in batch])
-            self.known.update(zip(map(self._key, batch), captions, strict=True))
-            write_file_atomically(self.file, lambda path: path.write_text(json.dumps(self.known)))
+            own.update(zip(map(self._key, batch), captions, strict=True))
+            write_file_atomically(file, lambda path: path.write_text(json.dumps(own)))
+        self.known.update(own)
 
     def caption(self, example: Example) -> str:
         """The dataset's caption, else that of `unseen`, else BLIP's."""
@@ -139,6 +165,9 @@ class CaptionCache:
     def _given(self, example: Example) -> str | None:
         own = None if self.always else example.caption
         return own or self._unseen.get(file_hash(example.visible))
+
+    def _lacks(self, key: str, share: Share) -> bool:
+        return key not in self.known and share.has(key)
 
     def _key(self, example: Example) -> str:
         return _key(file_hash(example.visible), self._model_hash)
@@ -165,9 +194,9 @@ class MapCache:
         key = _key(file_hash(example.visible), self._model_hash, self.style)
         return self.folder / key[:2] / f"{key}.png"
 
-    def fill(self, examples: Sequence[Example]) -> None:
+    def fill(self, examples: Sequence[Example], share: Share = Share()) -> None:
         """Segment what has no map yet."""
-        wanted = [e for e in examples if e.visible and not self.path(e).is_file()]
+        wanted = [e for e in examples if e.visible and _lacks(self.path(e), share)]
         for example in tqdm(wanted, desc="segmentation maps", disable=not wanted, mininterval=5):
             image = load_rgb(example.visible)
             drawn = segmentation_map(self.segmenter.masks(image), image.size, self.style)
@@ -385,13 +414,13 @@ class LatentCache:
             views["infrared"] = Image.blend(views["infrared"], taught, share)
         return views
 
-    def fill(self, examples: Sequence[Example], batch_size: int = 8) -> None:
-        """Encode every view that is not there yet."""
+    def fill(self, examples: Sequence[Example], batch_size: int = 8, share: Share = Share()) -> None:
+        """Encode every view that is not there yet; the maps have to be."""
         wanted = [
             (example, variant)
             for variant in range(self.view.variants)
             for example in examples
-            if not self._path(example, variant).is_file()
+            if _lacks(self._path(example, variant), share)
         ]
         for start in tqdm(range(0, len(wanted), batch_size), desc="latents", disable=not wanted, mininterval=5):
             self._encode(wanted[start : start + batch_size])
@@ -440,6 +469,10 @@ class LatentCache:
         view = asdict(self.view) | {"variants": None}
         key = _key(hashes, self._vae_hash, view, variant, self.seed, *taught, *mixed, self._network is not None)
         return self.folder / key[:2] / f"{key}.safetensors"
+
+
+def _lacks(path: Path, share: Share) -> bool:
+    return share.has(path.name) and not path.is_file()
 
 
 def _crop_map(values: Tensor, top: int, left: int, side: int) -> Tensor:

@@ -1,7 +1,7 @@
 """What a phase would take, before anything is loaded: parameters, batch, steps, memory, disk, and what is missing.
 
 Read are configurations, weight headers and the dataset's list of files; no image is opened. Models are built on the
-meta device, which holds shapes and no numbers.
+meta device, which holds shapes and no numbers. Weights that are not here yet are missing, and counted all the same.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from diffv2ir import bundle
+from diffv2ir import bundle, hub
 from diffv2ir.data import DataError, Example, read_examples, split_validation
 from diffv2ir.pipeline import latent_stride
+from diffv2ir.training.activations import activation_size
 from diffv2ir.training.cache import ViewConfig
 from diffv2ir.training.loop import TrainingError, optimizer_class, process_state
 from diffv2ir.training.phases import PhaseConfig, check_start, check_teacher, prepare_unet
+from diffv2ir.training.shapes import SHAPES
+from diffv2ir.training.starts import is_sd15, locate_start
+
+Models = tuple[UNet2DConditionModel, AutoencoderKL | AutoencoderTiny, CLIPTextModel]
 
 _START = ("vae", "text_encoder", "tokenizer", "scheduler", "unet")
 _VLUM = ("captioner", "captioner_processor", "segmenter")
@@ -32,7 +37,8 @@ class Footprint:
 
     Attributes:
         trainable, total: parameters of the UNet, widened and with its adapter.
-        memory: on each device, by purpose; see `device_memory`.
+        memory: on each device, by purpose; see `device_memory`. activations: what comes on top in a forward pass, see
+            `activation_size`; None where the batch does not fit.
         checkpoint: one checkpoint on disk; see `checkpoint_size`.
         latent: one cached view of one image, at most; see `latent_size`.
     """
@@ -40,6 +46,7 @@ class Footprint:
     trainable: int
     total: int
     memory: dict[str, int]
+    activations: int | None
     checkpoint: int
     latent: int
 
@@ -51,7 +58,7 @@ class DryRun:
     Attributes:
         processes: how many share a batch. examples: how many there are to train on.
         batch: (samples of a forward pass, accumulated forward passes); None where `missing` says why.
-        footprint: None where `start` has no UNet that fits.
+        footprint: None where nothing is known of the models, or they do not fit.
         missing: what is not there or does not fit, one sentence each; empty = the training can start.
     """
 
@@ -68,8 +75,12 @@ class DryRun:
             rows.append(("trainable", f"{self.footprint.trainable:,} of {self.footprint.total:,} parameters"))
         rows += [("batch", self._batch()), ("steps", self._steps())]
         if self.footprint:
-            rows += [("memory", self._memory(self.footprint)), ("disk", self._disk(self.footprint))]
-        lines = [f"{name:<11}{text}" for name, text in rows]
+            rows += [
+                ("memory", self._memory(self.footprint)),
+                ("activations", self._activations(self.footprint)),
+                ("disk", self._disk(self.footprint)),
+            ]
+        lines = [f"{name:<13}{text}" for name, text in rows]
         lines += ["missing:", *(f"- {problem}" for problem in self.missing)] if self.missing else ["nothing is missing"]
         return "\n".join(lines)
 
@@ -90,26 +101,43 @@ class DryRun:
         return f"{loop.steps:,} = {epochs:,.1f} epochs of {self.examples:,} examples"
 
     def _memory(self, footprint: Footprint) -> str:
-        parts = ", ".join(f"{name} {_size(size)}" for name, size in footprint.memory.items())
-        return f"{_size(sum(footprint.memory.values()))} per device: {parts}; activations come on top"
+        sizes = footprint.memory | ({} if footprint.activations is None else {"activations": footprint.activations})
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items())
+        rest = "; activations come on top" if footprint.activations is None else ""
+        return f"{_size(sum(sizes.values()))} per device: {parts}{rest}"
+
+    def _activations(self, footprint: Footprint) -> str:
+        if footprint.activations is None or self.batch is None:
+            return "not counted, since the batch does not fit"
+        checkpointing = "with" if self.config.gradient_checkpointing else "without"
+        return (
+            f"{_size(footprint.activations)} in a forward pass of {self.batch[0]} at {self.config.view.crop} pixels "
+            f"(mixed precision: {self.config.loop.mixed_precision}; {checkpointing} gradient checkpointing)"
+        )
 
     def _disk(self, footprint: Footprint) -> str:
         kept = self.config.loop.keep_checkpoints
         roles = 1 if self.config.phase == "1" else 3
-        views = 0 if self.config.fresh_views else self.examples * self.config.view.variants
+        views = 0 if self.config.fresh_views else (self.examples or 1000) * self.config.view.variants
+        of = "" if self.examples else " of 1,000 examples"
         return (
             f"{_size((kept + 1) * footprint.checkpoint)} for {kept} checkpoints of {_size(footprint.checkpoint)} "
-            f"and the one being written; latents at most {_size(views * roles * footprint.latent)}"
+            f"and the one being written; latents{of} at most {_size(views * roles * footprint.latent)}"
         )
 
 
 def dry_run(
-    config: PhaseConfig, data: Path, start: Path, vlum: Path | None = None, teacher: Path | None = None
+    config: PhaseConfig,
+    data: Path | None,
+    start: Path | str | None,
+    vlum: Path | str | None = None,
+    teacher: Path | None = None,
 ) -> DryRun:
-    """What `train_phase` would need for phase 1, 2 or 3, and what of it is missing.
+    """What `train_phase` would need for phase 1, 2 or 3, and what of it is missing. Nothing is fetched.
 
     Args:
-        data: dataset folder. start, vlum, teacher: as for `train_phase`.
+        data: dataset folder. start, vlum: names for `locate_start`; without a start, or where it is "sd15" and not here
+            yet, the figures are those of Stable Diffusion 1.5. teacher: as for `train_phase`.
     """
     processes, missing = process_state().num_processes, []
     examples = _examples(config, data, missing)
@@ -124,14 +152,19 @@ def dry_run(
             check()
         except (ValueError, TrainingError) as error:
             missing.append(str(error))
-    footprint = _footprint(config, start, missing)
+    folder = _located("--start", start, missing)
+    models = _known_models(config, start) if folder is None else _stored_models(config, folder, missing)
+    footprint = models and _footprint(config, models, Path(start or "sd15"), batch, missing)
     if config.phase != "1":
-        missing += _folder_problems(vlum or start, _VLUM)
+        missing += _vlum_problems(folder, start, vlum)
     # Without `vlum`, a `start` that is not there is found twice.
     return DryRun(config, processes, len(examples), batch, footprint, tuple(dict.fromkeys(missing)))
 
 
-def _examples(config: PhaseConfig, data: Path, missing: list[str]) -> list[Example]:
+def _examples(config: PhaseConfig, data: Path | None, missing: list[str]) -> list[Example]:
+    if data is None:
+        missing.append("--data is not given")
+        return []
     try:
         fitting = [example for example in read_examples(data, split="train") if config.fits(example)]
     except DataError as error:
@@ -143,12 +176,47 @@ def _examples(config: PhaseConfig, data: Path, missing: list[str]) -> list[Examp
     return training
 
 
-def _footprint(config: PhaseConfig, start: Path, missing: list[str]) -> Footprint | None:
+def _located(option: str, name: Path | str | None, missing: list[str]) -> Path | None:
+    if name is None:
+        missing.append(f"{option} is not given: counted as sd15")
+        return None
+    try:
+        return locate_start(str(name), fetch=False)
+    except hub.HubError as error:
+        missing.append(str(error))
+        return None
+
+
+def _vlum_problems(folder: Path | None, start: Path | str | None, vlum: Path | str | None) -> list[str]:
+    problems: list[str] = []
+    if vlum is not None:
+        folder = _located("--vlum", vlum, problems)
+    elif folder is None and start is not None and is_sd15(str(start)):
+        problems = [f"--vlum is not given, and {start} has no {', '.join(_VLUM)}"]
+    return problems if folder is None else _folder_problems(folder, _VLUM)
+
+
+def _known_models(config: PhaseConfig, start: Path | str | None) -> Models | None:
+    """Models of a start that is not here: Stable Diffusion 1.5; without a name, for phase 3 as phase 2 leaves it."""
+    if start is not None and not is_sd15(str(start)):
+        return None
+    shapes = SHAPES["sd15"]
+    channels = shapes["vae"]["latent_channels"] * (3 if start is None and config.phase == "3" else 1)
+    with torch.device("meta"):
+        return (
+            UNet2DConditionModel(**shapes["unet"] | {"in_channels": channels}),
+            AutoencoderKL(**shapes["vae"]),
+            CLIPTextModel(CLIPTextConfig(**shapes["text_encoder"])),
+        )
+
+
+def _stored_models(config: PhaseConfig, start: Path, missing: list[str]) -> Models | None:
+    """Models by the configurations in a folder, whether their weights are there or not."""
     problems = _folder_problems(start, _START)
     if not problems and not (start / bundle.INDEX).is_file():
         problems = [f"{start}: {bundle.INDEX} is missing"]
-    if problems:
-        missing += problems
+    missing += problems
+    if not all((start / name / "config.json").is_file() for name in ("unet", "vae", "text_encoder")):
         return None
     vae_config = AutoencoderKL.load_config(start / "vae")
     vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}[vae_config["_class_name"]]
@@ -156,19 +224,38 @@ def _footprint(config: PhaseConfig, start: Path, missing: list[str]) -> Footprin
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(start / "unet"))
         vae = vae_class.from_config(vae_config)
         text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(start / "text_encoder"))
+    if not problems:
         try:
             bundle.check_weights(start, {"unet": unet, "vae": vae, "text_encoder": text_encoder})
             check_start(config, start)
-            unet = prepare_unet(config, unet, vae.config.latent_channels, start)
         except ValueError as error:
             missing.append(str(error))
-            return None
+    return unet, vae, text_encoder
+
+
+def _footprint(
+    config: PhaseConfig, models: Models, source: Path, batch: tuple[int, int] | None, missing: list[str]
+) -> Footprint | None:
+    unet, vae, text_encoder = models
+    channels, stride = vae.config.latent_channels, latent_stride(vae)
+    try:
+        with torch.device("meta"):
+            unet = prepare_unet(config, unet, channels, source)
+    except ValueError as error:
+        missing.append(str(error))
+        return None
+    activations = None
+    if batch is not None:
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.loop.mixed_precision)
+        tokens = text_encoder.config.max_position_embeddings
+        activations = activation_size(unet, batch[0], config.view.crop // stride, tokens, half)
     return Footprint(
         count_trainable(unet),
         count_parameters(unet),
         device_memory(config, unet, text_encoder, process_state().num_processes),
+        activations,
         checkpoint_size(config, unet),
-        latent_size(config.view, vae.config.latent_channels, latent_stride(vae)),
+        latent_size(config.view, channels, stride),
     )
 
 
@@ -191,9 +278,9 @@ def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module,
     With `shard`, all but the text encoder is divided among the processes; the weights of the block that is computed
     come on top, and the half-precision copies below are not divided.
 
-    Not counted: activations, which grow with the samples of a forward pass and with the crop; the half-precision copies
-    of the weights that mixed precision makes for a forward pass (2 N); and the models that fill the caches, which have
-    left the device by then.
+    Not counted: what comes and goes in a step, of which `activation_size` is the most, with the half-precision copies
+    of the weights that mixed precision makes (2 N); the buckets in which processes exchange whole gradients (4 n); and
+    the models that fill the caches, which have left the device by then.
     """
     trainable = count_trainable(unet)
     sharing = processes if config.loop.shard else 1

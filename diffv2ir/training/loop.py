@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,15 @@ logger = logging.getLogger(__name__)
 OPTIMIZERS = ("adamw", "adamw8bit")
 _STEP_DIGITS = 7
 
+# How long a process waits for the others before it gives up: one may have more to put into the caches, and the main one
+# validates and writes alone. Torch's own limits, with NCCL 10 minutes, would end a training of hundreds of thousands of
+# photos before its first step. That a process died is not found by waiting: its launcher ends the others.
+PATIENCE = timedelta(hours=24)
+
 
 def process_state() -> PartialState:
-    """This process among those of `accelerate launch`, set up as `Accelerator` does it."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    """This process among those of `accelerate launch`, set up as `Accelerator` does it, and patient."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
 
 
 class TrainingError(RuntimeError):
@@ -225,6 +231,7 @@ class Loop:
         self.config, self.output, self.loss, self.save, self.validate, self.name = (
             config, Path(output), loss, save, validate, name,
         )  # fmt: skip
+        process_state()  # before the accelerator, which would set it up with less patience
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         _check_sharing(self.accelerator.distributed_type)
         self.sampler = Sampler(count, config.seed, weights)

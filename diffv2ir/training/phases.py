@@ -31,6 +31,7 @@ from diffv2ir.data import DataError, Example
 from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
+from diffv2ir.training.ablation.cells import record_examples
 from diffv2ir.training.cache import (
     PICTURES,
     CaptionCache,
@@ -38,6 +39,7 @@ from diffv2ir.training.cache import (
     MapCache,
     Mixer,
     PictureFolder,
+    Share,
     Taught,
     ViewConfig,
 )
@@ -282,8 +284,7 @@ def train_phase(
     check_start(config, start)
     unet = _initial_unet(config, parts)
     processes = process_state()
-    with processes.main_process_first():  # the others find everything made
-        latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
+    latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
     trained = _with_head(unet, latents, chosen, config.loop.seed) if config.seeing else unet
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
@@ -324,6 +325,7 @@ def train_phase(
     model = loop.run()
     if processes.is_main_process:
         (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
+        record_examples(output, chosen)
         write_atomically(result, lambda folder: save(folder, model))
     processes.wait_for_everyone()
     return result
@@ -423,15 +425,16 @@ def _fill_caches(
     teacher: Path | None = None,
     unseen: Mapping[str, str] | None = None,
 ) -> tuple[LatentCache | FreshViews, CaptionCache]:
-    """Make what is missing of captions, maps and latents; only what this phase reads.
+    """Make what is missing of captions, maps and latents; only what this phase reads. Each process makes its share.
 
     The models that make it then leave the device: the training itself only needs the text encoder.
     """
-    maps = None
+    processes = process_state()
+    share, maps = Share(processes.process_index, processes.num_processes), None
     if config.phase in ("2", "3") and not config.without_map:
         segmenter = SamSegmenter.from_pretrained(vlum / "segmenter").eval()
         maps = MapCache(cache, segmenter.to(parts.vae.device), config.map_style)
-        maps.fill(examples)
+        maps.fill(examples, share=share)
         segmenter.to("cpu")
     captions = CaptionCache(cache, None, None)
     reads_captions = config.phase != "1" and config.fixed_prompt is None
@@ -443,8 +446,10 @@ def _fill_caches(
         )
         processor = BlipProcessor.from_pretrained(vlum / "captioner_processor")
         captions = CaptionCache(cache, captioner, processor, always=config.own_captions, unseen=unseen)
-        captions.fill(examples)
+        captions.fill(examples, share=share)
         captioner.to("cpu")
+    processes.wait_for_everyone()
+    captions.read()
     network = load_network() if config.seeing else None
     if config.fresh_views:
         device = parts.vae.device
@@ -461,8 +466,9 @@ def _fill_caches(
         whole = Teacher(teacher)
         mixer = Mixer(whole.picture, whole.hash, config.teacher_mix, examples, config.weights(examples))
     latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught, mixer, network)
-    latents.fill(examples)
+    latents.fill(examples, share=share)
     parts.vae.to("cpu")
+    processes.wait_for_everyone()
     return latents, captions
 
 

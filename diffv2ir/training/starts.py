@@ -51,6 +51,12 @@ def locate_start(name: str, fetch: bool = True, cache_dir: Path | None = None) -
     return folder
 
 
+def is_sd15(name: str) -> bool:
+    """Whether `locate_start` takes a name for Stable Diffusion 1.5, of whichever commit."""
+    source = _source(name)
+    return source is not None and source.repo_id == hub.SOURCES["sd15"].repo_id
+
+
 def _source(name: str) -> hub.Source | None:
     known = {alias: source for alias, source in hub.SOURCES.items() if source.file is None}
     if name in known:

@@ -1,0 +1,72 @@
+"""Conversions hold a few weights at a time: measured in processes of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from official_layout import Autoencoder, ClipText, LatentDiffusion, UNet
+from safetensors.torch import load_file, save_file
+
+from diffv2ir.convert.assemble import convert
+
+pytest.importorskip("resource")
+
+# The peak that a child of `LAUNCHER` reaches. Not of this process' children: Linux counts what the parent holds when a
+# process is started, and the launcher holds little.
+LAUNCHER = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+# Without an orderly end, which takes memory of its own.
+END = "os._exit(0)"
+IMPORTS = "import os, sys; from pathlib import Path; from diffv2ir.convert.assemble import convert"
+CONVERT = f"{IMPORTS}; convert(Path(sys.argv[1]), Path(sys.argv[2])); {END}"
+
+
+def peak(code, *arguments):
+    """Bytes that a Python process holds at most while it runs `code`."""
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    return int(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of Stable Diffusion's layout, in float32, most of it in the UNet, as in the true one."""
+    with torch.device("meta"):
+        model = LatentDiffusion(
+            UNet(4, width=128, multiples=(1, 2, 4), context=128), Autoencoder(32, (1, 2), 1), ClipText(195, 128, 2, 16)
+        )
+    state = {key: torch.zeros(weight.shape) for key, weight in model.state_dict().items()}
+    path = tmp_path_factory.mktemp("checkpoint") / "sd.ckpt"
+    torch.save({"state_dict": state}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    """The same as a diffusers folder, in float32 too."""
+    folder = tmp_path_factory.mktemp("folder") / "sd"
+    convert(checkpoint, folder, widen=False)
+    for path in folder.rglob("*.safetensors"):
+        weights = {key: weight.float() for key, weight in load_file(path).items()}
+        save_file(weights, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base():
+    """What the libraries take."""
+    return peak(f"{IMPORTS}; {END}")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "folder"])
+def test_peak_is_less_than_one_and_a_half_of_the_model(kind, base, tmp_path, request):
+    used = peak(CONVERT, request.getfixturevalue(kind), tmp_path / "out") - base
+    size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.safetensors"))
+    assert 120e6 < size < 250e6
+    print(f"{used / 1e6:.0f} MB above the libraries' {base / 1e6:.0f} MB, for a model of {size / 1e6:.0f} MB")
+    assert used < 1.5 * size
