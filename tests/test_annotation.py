@@ -3,7 +3,10 @@
 import fcntl
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import time
 
 import pytest
 from make_data import make_manifest_dataset
@@ -124,6 +127,74 @@ def test_death_between_map_and_table_leaves_the_shard_undone(data, done, bundle_
     assert all(example.segmentation is None for example in read_examples(data))
     assert annotate(data, bundle_folder) == 5
     assert annotations(data) == annotations(done)
+
+
+def test_speed_is_told_while_a_shard_is_in_work(data, bundle_folder, monkeypatch):
+    original, as_text, lines = Annotator.__call__, annotation_job._Status.__str__, []
+
+    def told(self):
+        lines.append(as_text(self))
+        return lines[-1]
+
+    def wait_for(start):
+        deadline = time.monotonic() + 120
+        while not any(line.startswith(start) for line in lines):
+            assert time.monotonic() < deadline, f"{start} is not among {set(lines)}"
+            time.sleep(0.01)
+
+    def waiting(self, images):
+        wait_for("0/3 shards, 0 images, 0.00 images/s, unknown left")
+        for made in original(self, images):
+            yield made
+            wait_for("0/3 shards, 1 images, ")
+
+    monkeypatch.setattr(Annotator, "__call__", waiting)
+    monkeypatch.setattr(annotation_job._Status, "__str__", told)
+    monkeypatch.setattr(annotation_job, "REPORT_EVERY", 0.02)
+    (data / "annotations" / ".locks").mkdir(parents=True)
+    (data / "annotations" / ".locks" / "00002.tar").write_text("1")  # of a run that was killed
+    annotate(data, bundle_folder)
+    assert lines[-1].startswith("3/3 shards, 5 images, ") and lines[-1].endswith(" 0:00:00 left")
+    assert not any("shards, 6 images" in line for line in lines)
+
+
+class _Deadly:
+    """Kills the process that asks it for annotations."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, images):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_once(folder, shard):
+    """What a worker does: the first that comes to the second shard is killed in the midst of it."""
+    mark = folder / "killed"
+    if shard == "00001.tar" and not mark.exists():
+        mark.touch()
+        annotate_shard(folder, shard, _Deadly(annotation_job._annotator.name))
+    return annotation_job.attempt(folder, shard, annotation_job._annotator)
+
+
+def killed_always(folder, shard):
+    if shard == "00001.tar":
+        annotate_shard(folder, shard, _Deadly(annotation_job._annotator.name))
+    return annotation_job.attempt(folder, shard, annotation_job._annotator)
+
+
+def test_a_killed_worker_is_replaced(data, done, bundle_folder, monkeypatch):
+    monkeypatch.setattr(annotation_job, "_work", killed_once)
+    assert annotate(data, bundle_folder, workers=2) == 5
+    assert (data / "killed").exists() and annotations(data) == annotations(done)
+
+
+def test_a_shard_that_kills_its_worker_is_given_up_and_the_others_are_done(data, bundle_folder, monkeypatch):
+    monkeypatch.setattr(annotation_job, "_work", killed_always)
+    monkeypatch.setattr(annotation_job, "RETRIES", 1)
+    with pytest.raises(DataError, match=r"1 shard\(s\) failed.*\n.*00001.tar: its worker was killed 2 times"):
+        annotate(data, bundle_folder, workers=2)
+    assert {name for name in annotations(data) if name.endswith(".parquet")} == {"00000.parquet", "00002.parquet"}
 
 
 def test_a_shard_that_another_worker_has_is_left_alone(data, bundle_folder):

@@ -11,8 +11,9 @@ from PIL import Image, ImageFilter
 from diffv2ir.data.alignment import Warp, alignment, choose_threshold, warp, warp_scores
 from diffv2ir.data.cleaning import STAGES, CleaningConfig, clean
 from diffv2ir.data.hashing import BITS, difference_hash, near_pairs, nearest
-from diffv2ir.data.measure import Measures, black_border, measure
-from diffv2ir.data.splits import join_scenes, split_by_scene
+from diffv2ir.data.measure import Measures, black_border, measure, open_infrared
+from diffv2ir.data.splits import cut_scenes, join_scenes, official_report, split_by_scene
+from diffv2ir.imaging import open_image
 
 
 def textured(seed, size=(160, 120)):
@@ -149,3 +150,36 @@ def test_split_keeps_scenes_whole_and_official_sides():
     assert split_by_scene(["x", "x"], ["test", "train"], 0.0) == ["train", "train"]
     with pytest.raises(ValueError, match="test_fraction"):
         split_by_scene([], [], 1.0)
+
+
+def test_official_split_is_kept_if_asked_for_and_its_loss_is_counted():
+    scenes, official = ["x", "x", "x", "y", "z", "z"], ["test", "train", None, None, "test", None]
+    kept = split_by_scene(scenes, official, 0.0, keep_official=True)
+    assert kept == ["test", "train", "train", "train", "test", "test"]
+    cut = cut_scenes(scenes, official)
+    assert cut == {"x"}
+    sources = ["a", "b", "a", "c", "a", "a"]
+    anew = split_by_scene(scenes, official, 0.0)
+    assert anew == ["train"] * 6
+    assert official_report(sources, scenes, official, anew, cut) == {
+        "a": {"test": 2, "test_lost": 2, "moved": 2, "cut_images": 1, "cut_scenes": 1},
+        "b": {"test": 0, "test_lost": 0, "moved": 0, "cut_images": 1, "cut_scenes": 1},
+    }
+    assert official_report(sources, scenes, official, kept, cut)["a"]["test_lost"] == 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_counts_of_14_bit_are_spread(suffix, tmp_path):
+    gray = np.asarray(textured(2)[1], dtype=np.uint16)
+    counts = 7000 + 6 * gray
+    counts[0, 0] = 0  # a dead pixel
+    Image.fromarray(counts).save(tmp_path / f"a.{suffix}")
+    Image.fromarray(gray * 257).save(tmp_path / f"full.{suffix}")
+    Image.fromarray((8000 + gray % 3).astype(np.uint16)).save(tmp_path / f"shutter.{suffix}")
+    image = open_infrared(tmp_path / f"a.{suffix}")
+    spread = (gray - gray.min()) / np.ptp(gray) * 255
+    assert np.abs(np.asarray(image.convert("L"), dtype=float) - spread)[1:].mean() < 6  # the ends are cut off
+    assert measure(None, tmp_path / f"a.{suffix}").contrast > 40  # by the full range: 1.4
+    assert measure(None, tmp_path / f"shutter.{suffix}").contrast < 3
+    full = tmp_path / f"full.{suffix}"
+    assert open_infrared(full).tobytes() == open_image(full).tobytes()

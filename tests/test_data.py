@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,14 +88,21 @@ def test_record_of_another_kind_is_named(manifest, line):
         read_examples(manifest)
 
 
-def test_infrared_without_partner_and_damaged_captions_are_named(tmp_path):
+def test_infrared_without_partner_is_taken_alone_and_damaged_captions_are_named(tmp_path):
     for name in ("rgb", "ir"):
         (tmp_path / name).mkdir()
         draw_scene(1)[0].save(tmp_path / name / "a.png")
     draw_scene(1)[1].save(tmp_path / "ir" / "b.png")
-    with pytest.raises(DataError, match=r"ir/b.png has no partner in rgb/"):
+    (tmp_path / "rgb" / "._a.png").write_bytes(b"of a Mac")
+    (tmp_path / "ir" / "._c.png").write_bytes(b"of a Mac")
+    assert [(e.id, e.kind, e.visible is None) for e in read_examples(tmp_path)] == [
+        ("a", "pairs", False),
+        ("b", "infrared", True),
+    ]
+    (tmp_path / "ir" / "b.jpg").touch()
+    with pytest.raises(DataError, match=r"ir/b.jpg and ir/b.png have one name"):
         read_examples(tmp_path)
-    (tmp_path / "ir" / "b.png").unlink()
+    (tmp_path / "ir" / "b.jpg").unlink()
     (tmp_path / "captions.json").write_text("{")
     with pytest.raises(DataError, match="captions.json is not JSON"):
         read_examples(tmp_path)
@@ -140,3 +148,32 @@ def test_validation_split_keeps_scenes_together_and_does_not_depend_on_the_rest(
     assert not {(e.source, e.scene) for e in train} & {(e.source, e.scene) for e in held_out}
     part = examples[3:9]
     assert split_validation(part, 0.5)[1] == [e for e in held_out if e in part]
+
+
+def test_a_scene_of_several_sources_is_held_out_whole_and_the_others_as_before():
+    plain = scenes_of("one", [2] * 60) + scenes_of("two", [2] * 60)
+    joined = [
+        replace(e, joined=f"one/s{e.scene[1:]}") if e.scene in {f"s{n}" for n in range(0, 60, 2)} else e for e in plain
+    ]
+    train, held_out = split_validation(joined, 0.2)
+    held = {e.joined for e in held_out if e.joined}
+    assert held and {e.joined for e in train if e.joined} and not held & {e.joined for e in train}
+    assert {e.source for e in held_out if e.joined in held and e.joined} == {"one", "two"}
+    before = {e.id for e in split_validation(plain, 0.2)[1]}
+    assert {e.id for e in held_out if not e.joined} == before & {e.id for e in joined if not e.joined}
+    alone = split_validation([e for e in joined if e.source == "two"], 0.2)[1]
+    assert alone == [e for e in held_out if e.source == "two"]
+
+
+def test_a_source_of_few_scenes_has_none_held_out_that_others_show_too():
+    few = [replace(e, joined=f"few/{e.scene}") if e.scene != "s3" else e for e in scenes_of("few", [10] * 6)]
+    assert {e.scene for e in split_validation(few, 0.001)[1]} == {"s3"}
+    assert split_validation([e for e in few if e.joined], 0.001)[1] == []
+
+
+def test_manifest_names_a_joined_scene(manifest):
+    lines = (manifest / "manifest.jsonl").read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {"joined": "even/place0"})
+    (manifest / "manifest.jsonl").write_text("\n".join(lines))
+    first, second = read_examples(manifest)[:2]
+    assert first.place == ("", "even/place0") and second.place == ("odd", "place0")

@@ -1,11 +1,13 @@
 """Shards: what `build` writes, how it is read, and that a training cannot tell them from the folder behind them."""
 
 import json
+import re
 import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from make_data import draw_scene, make_manifest_dataset, make_start_folder
@@ -16,7 +18,7 @@ from diffv2ir.data import DataError, check_examples, read_examples
 from diffv2ir.data.audit import audit, random_split
 from diffv2ir.data.build import build
 from diffv2ir.data.cleaning import CleaningConfig
-from diffv2ir.data.shards import COLUMNS, Entry, read_table, write_shards
+from diffv2ir.data.shards import COLUMNS, OPTIONAL, Entry, read_table, write_shards, write_table
 from diffv2ir.imaging import ImageError, open_image
 from diffv2ir.members import TarMember
 from diffv2ir.training.cache import ViewConfig
@@ -39,6 +41,12 @@ def shards(folder, tmp_path_factory):
     target = tmp_path_factory.mktemp("shards") / "data"
     build([("folder", folder)], target, LENIENT, shard_length=3)
     return target
+
+
+def test_examples_come_in_the_order_of_the_folder(folder, shards):
+    order = [example.id for example in read_examples(folder)]
+    assert [example.id for example in read_examples(shards)] == order
+    assert [row["id"] for row in read_table(shards / "manifest.parquet", COLUMNS)] != order
 
 
 def by_id(examples):
@@ -164,6 +172,64 @@ def test_scenes_with_copies_end_on_one_side(tmp_path):
     examples = read_examples(tmp_path / "built")
     assert report["joined_scenes"] == 1 and report["dropped"]["duplicate"] == 1
     assert len(examples) == 5 and len({e.split for e in examples}) == 1
+    assert {e.source for e in examples} == {"one", "two"} and {e.place for e in examples} == {("", "one/yard")}
+    build([("folder", tmp_path / "built")], tmp_path / "again", config)
+    assert {e.place for e in read_examples(tmp_path / "again")} == {("", "one/yard")}
+
+
+def msrs(folder, count=16, tested=4):
+    """Numbered frames of which every fourth is in the authors' test part: all are one block of 100."""
+    for number in range(count):
+        split = "test" if number % (count // tested) == 0 else "train"
+        for kind, image in zip(("vi", "ir"), draw_scene(number), strict=True):
+            place = folder / split / kind
+            place.mkdir(parents=True, exist_ok=True)
+            image.save(place / f"{number:05d}D.png")
+    return folder
+
+
+def test_a_lost_official_split_is_counted_and_can_be_kept(tmp_path, capsys):
+    source = f"msrs={msrs(tmp_path / 'msrs')}"
+    options = ["--skip", "duplicate", "--skip", "misaligned"]
+    assert main(["build", "--source", source, "--to", str(tmp_path / "anew"), *options]) == 0
+    errors = capsys.readouterr().err
+    assert "warning: the whole set has no test image" in errors
+    assert "warning: msrs has no test image: its authors hold out 4" in errors and "--keep-official" in errors
+    report = json.loads((tmp_path / "anew" / "cleaning.json").read_text())
+    assert report["official_split"]["msrs"] == {
+        "test": 4, "test_lost": 4, "moved": 4, "cut_images": 16, "cut_scenes": 1
+    }  # fmt: skip
+    assert report["kept"] == {"msrs/train": 16}
+    assert main(["audit", str(tmp_path / "anew")]) == 1
+    assert "nothing is held out, there is no split to audit: 16 examples, all in train" in capsys.readouterr().err
+    assert main(["build", "--source", source, "--to", str(tmp_path / "kept"), "--keep-official", *options]) == 0
+    assert "warning" not in capsys.readouterr().err
+    report = json.loads((tmp_path / "kept" / "cleaning.json").read_text())
+    assert report["kept"] == {"msrs/test": 4, "msrs/train": 12} and report["warnings"] == []
+    assert report["official_split"]["msrs"]["cut_scenes"] == 1
+
+
+def test_ids_of_a_folder_stay_and_14_bit_counts_are_spread(folder, tmp_path):
+    source = shutil.copytree(folder, tmp_path / "source")
+    lines = (source / "manifest.jsonl").read_text().splitlines()
+    for number, name in ((0, "night/0007"), (1, "night_0007")):
+        lines[number] = json.dumps(json.loads(lines[number]) | {"id": name})
+    (source / "manifest.jsonl").write_text("\n".join(lines))
+    gray = np.asarray(Image.open(source / "images" / "0_ir.png"), dtype=np.uint16)
+    Image.fromarray(7000 + 6 * gray).save(source / "images" / "0_ir.png")
+    build([("folder", source)], tmp_path / "built", LENIENT)
+    examples = read_examples(tmp_path / "built")
+    assert [example.id for example in examples[:2]] == ["night/0007", "night_0007"]
+    assert all(re.fullmatch(r"night_0007-[0-9a-f]{8}.visible.png", e.visible.name) for e in examples[:2])
+    assert examples[0].visible.name != examples[1].visible.name
+    assert np.asarray(open_image(examples[0].infrared)).std() > 30
+
+
+def test_a_manifest_of_an_earlier_version_is_read(shards, tmp_path):
+    copy = shutil.copytree(shards, tmp_path / "copy")
+    rows = read_table(copy / "manifest.parquet", COLUMNS)
+    write_table(rows, {k: v for k, v in COLUMNS.items() if k not in OPTIONAL}, copy / "manifest.parquet")
+    assert by_id(read_examples(copy)).keys() == by_id(read_examples(shards)).keys()
 
 
 VIEW = ViewConfig(resize=18, crop=16, variants=2)
@@ -179,7 +245,7 @@ def test_a_phase_trained_from_shards_equals_one_from_the_folder(folder, shards, 
     start = make_start_folder(bundle_folder, tmp_path / "start")
     weights = []
     for data in (folder, shards):
-        examples = sorted(read_examples(data, "train", ["pairs"]), key=lambda example: example.id)
+        examples = read_examples(data, "train", ["pairs"])
         output = tmp_path / data.parent.name
         result = train_phase(config, examples, start, output, cache=output / "cache", vlum=bundle_folder)
         weights.append(load_file(result / "unet" / "diffusion_pytorch_model.safetensors"))
@@ -225,6 +291,14 @@ def test_audit_finds_a_copy_across_the_split(folder, tmp_path, capsys):
 def test_audit_of_shards_and_of_what_does_not_leak(shards, capsys):
     assert main(["audit", str(shards), "--near", "0"]) == 0
     assert "0 pair(s)" in capsys.readouterr().out
+
+
+def test_validation_is_held_out_too(folder, tmp_path, capsys):
+    source = leaky(folder, tmp_path)
+    text = (source / "manifest.jsonl").read_text().replace('"split": "test"', '"split": "val"')
+    (source / "manifest.jsonl").write_text(text)
+    assert main(["audit", str(source), "--near", "12"]) == 1
+    assert "| pairs/odd | 1 | 1 | 0 |" in capsys.readouterr().out
 
 
 def test_random_split_holds_out_as_many_of_each_source(folder):

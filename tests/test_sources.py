@@ -1,6 +1,7 @@
 """Every adapter on a miniature tree of its layout."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from make_data import draw_scene
 
 from diffv2ir.data import DataError
+from diffv2ir.data.build import find
+from diffv2ir.data.shards import LONGEST_KEY
 from diffv2ir.data.sources import SOURCES, table
 from diffv2ir.data.sources.base import block
 from train.data import main
@@ -167,6 +170,29 @@ def test_layout_is_read(key, tree):
     assert all(one.infrared.is_file() and (one.visible is None or one.visible.is_file()) for one in found)
 
 
+@pytest.mark.parametrize("key", TREES)
+def test_what_a_mac_leaves_is_no_image(key, tree):
+    root = tree(key)
+    found = list(SOURCES[key].find(root))
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").touch()
+        shadow = root / "__MACOSX" / path.relative_to(root)
+        shadow.parent.mkdir(parents=True, exist_ok=True)
+        shadow.with_name(f"._{path.name}").touch()
+        shadow.with_name(path.name).touch()
+        beside = path.parent / "__MACOSX"
+        beside.mkdir(exist_ok=True)
+        (beside / path.name).touch()
+    assert list(SOURCES[key].find(root)) == found
+
+
+def test_two_files_of_one_name_are_named(tree):
+    root = tree("m3fd")
+    (root / "Vis/00123.jpg").touch()
+    with pytest.raises(DataError, match=r"Vis/00123.jpg and 00123.png have one name"):
+        list(SOURCES["m3fd"].find(root))
+
+
 def test_aviid_is_read_as_its_users_have_it(tmp_path):
     for name in ("trainA/1.png", "trainB/1.png", "testA/205.png", "testB/205.png"):
         path = tmp_path / "AVIID3" / name
@@ -207,6 +233,16 @@ def test_a_set_that_holds_nothing_is_named(tmp_path):
             list(SOURCES[key].find(tmp_path))
 
 
+def test_of_ir500k_only_some_have_a_visible_partner(tree):
+    root = tree("ir500k")
+    (root / "rgb/000001.png").unlink()
+    found = {one.name: one.visible for one in SOURCES["ir500k"].find(root)}
+    assert found == {"000000": root / "rgb/000000.png", "000001": None}
+    (root / "ir/000000.png").unlink()
+    with pytest.raises(DataError, match="1 image.* of rgb/ have no partner in ir/: 000000$"):
+        list(SOURCES["ir500k"].find(root))
+
+
 def test_seeds_choose_the_examples_and_name_what_is_missing(tree):
     root = tree("ir500k")
     found = list(SOURCES["ir500k"].find(root))
@@ -240,6 +276,47 @@ def test_blocks_of_numbers(stem, scene):
 
 def test_docs_hold_the_table_of_sources():
     assert table() in (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "flag, value, message",
+    [
+        ("--test-fraction", "1.5", r"test_fraction must lie in \[0, 1\), got 1.5"),
+        ("--shard-length", "0", "a shard must hold at least 1 example, got 0"),
+        ("--smallest", "-1", "smallest must be at least 0 pixels, got -1"),
+        ("--contrast", "nan", r"contrast must lie in \[0, 128\), got nan"),
+        ("--black", "0", r"black must lie in \(0, 1\], got 0.0"),
+        ("--near", "300", r"near must lie in \[0, 256\), got 300"),
+        ("--alignment", "2", r"alignment must lie in \[-1, 1\], got 2.0"),
+        ("--workers", "0", "workers must be at least 1, got 0"),
+    ],
+)
+def test_options_are_checked_before_an_image_is_read(flag, value, message, tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("diffv2ir.data.build.measure_all", None)
+    monkeypatch.setattr("diffv2ir.data.audit.measure_all", None)
+    assert main(["build", "--source", f"m3fd={tree('m3fd')}", "--to", str(tmp_path / "out"), flag, value]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+KEY = r"raytron-[\w-]+-[0-9a-f]{8}"
+
+
+def test_keys_tell_apart_what_becomes_one_name_and_what_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffv2ir.data.build.measure_all", None)
+    long = "/".join(["a" * 40] * 3)
+    names = ["船/1.png", "车/1.png", "a_b/1.png", "a/b_1.png", f"{long}/1.png", f"{long}/2.png", "x/1.png", "y.png",
+             "y.jpg"]  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    keys = {c.found.infrared.relative_to(tmp_path).as_posix(): c.key for c in find([("raytron", tmp_path)])}
+    assert keys.keys() == set(names) and len(set(keys.values())) == len(names)
+    assert keys["x/1.png"] == "raytron-x_1"
+    assert all(re.fullmatch(KEY, key) and len(key) <= LONGEST_KEY for name, key in keys.items() if name != "x/1.png")
+    again = {c.found.infrared.relative_to(tmp_path).as_posix(): c.key for c in find([("raytron", tmp_path)])}
+    assert again == keys
+    with pytest.raises(DataError, match="have the same id.*was a source named twice"):
+        find([("raytron", tmp_path), ("raytron", tmp_path)])
 
 
 def test_command_names_what_is_wrong(tmp_path, capsys):

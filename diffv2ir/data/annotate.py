@@ -1,7 +1,8 @@
 """Captions and maps of the visible images of one shard (paper Sec. 3.2), written beside it.
 
 The caption table of a shard is written last: a shard that has one is done. A killed worker leaves a shard undone, never
-half done. A worker holds a lock on the shard it works on, which the system releases when the worker dies.
+half done. A worker holds a lock on the shard it works on, which the system releases when the worker dies. The lock file
+says how many images are done: whoever started the workers, wherever they run, reads it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image
 
@@ -26,6 +28,7 @@ from diffv2ir.data.shards import (
     TarWriter,
     read_table,
     stored,
+    tar_key,
     write_table,
 )
 from diffv2ir.files import write_file_atomically
@@ -106,8 +109,8 @@ def annotate_shard(folder: Path, shard: str, annotator: Annotator) -> int | None
     Raises:
         DataError, ImageError, OSError: an image cannot be read; nothing is left behind but a partial file.
     """
-    with _locked(folder, shard) as ours:
-        if not ours:
+    with _locked(folder, shard) as lock:
+        if lock is None:
             return None
         if is_done(folder, shard, annotator.name):
             return 0
@@ -117,7 +120,7 @@ def annotate_shard(folder: Path, shard: str, annotator: Annotator) -> int | None
 
         def write(partial: Path) -> None:
             with partial.open("wb") as file:
-                made.extend(_annotate(folder, rows, annotator, TarWriter(file, tar)))
+                made.extend(_annotate(folder, rows, annotator, TarWriter(file, tar), lock))
 
         write_file_atomically(tar, write, flush=True)
         table = _table(folder, shard)
@@ -125,7 +128,9 @@ def annotate_shard(folder: Path, shard: str, annotator: Annotator) -> int | None
         return len(made)
 
 
-def _annotate(folder: Path, rows: Sequence[dict], annotator: Annotator, writer: TarWriter) -> list[dict]:
+def _annotate(
+    folder: Path, rows: Sequence[dict], annotator: Annotator, writer: TarWriter, progress: TextIO
+) -> list[dict]:
     made = []
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
@@ -133,11 +138,12 @@ def _annotate(folder: Path, rows: Sequence[dict], annotator: Annotator, writer: 
         for row, (caption, drawn) in zip(batch, annotator(images), strict=True):
             buffer = io.BytesIO()
             drawn.save(buffer, format="PNG")
-            name = f"{row['id']}.segmentation.png"
+            name = f"{tar_key(row)}.segmentation.png"
             offset, size = writer.add(name, buffer.getvalue())
-            writer.add(f"{row['id']}.caption.txt", caption.encode())
+            writer.add(f"{tar_key(row)}.caption.txt", caption.encode())
             made.append({"id": row["id"], "caption": caption, "name": name, "offset": offset, "size": size,
                          "model": annotator.name})  # fmt: skip
+            _rewrite(progress, str(len(made)))
     writer.close()
     return made
 
@@ -146,15 +152,35 @@ def _table(folder: Path, shard: str) -> Path:
     return folder / ANNOTATIONS / Path(shard).with_suffix(".parquet")
 
 
+def progress(folder: Path, shard: str) -> tuple[int, int]:
+    """When a worker last did something on a shard (0 = never; only good to be compared), and images done by then."""
+    lock = _lock(folder, shard)
+    try:
+        return lock.stat().st_mtime_ns, int(lock.read_text() or 0)
+    except OSError:
+        return 0, 0
+
+
 @contextmanager
-def _locked(folder: Path, shard: str) -> Iterator[bool]:
-    """Whether this process, and no other, has the shard while it lasts."""
-    place = folder / ANNOTATIONS / ".locks"
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / shard).open("w") as file:
+def _locked(folder: Path, shard: str) -> Iterator[TextIO | None]:
+    """The lock file of a shard that this process, and no other, has while it lasts, else None."""
+    lock = _lock(folder, shard)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:  # another worker's count stays
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
             return
-        yield True
+        _rewrite(file, "0")
+        yield file
+
+
+def _lock(folder: Path, shard: str) -> Path:
+    return folder / ANNOTATIONS / ".locks" / shard
+
+
+def _rewrite(file: TextIO, text: str) -> None:
+    file.truncate(0)
+    file.write(text)
+    file.flush()

@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from diffv2ir.data.annotate import Annotator, annotate_shard, is_done, model_name
+from diffv2ir.data.annotate import Annotator, annotate_shard, is_done, model_name, progress
 from diffv2ir.data.examples import DataError
 from diffv2ir.data.shards import COLUMNS, MANIFEST, read_table
 
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("local", "ray")
 RETRIES = 2
+REPORT_EVERY = 30.0  # seconds, also while no shard gets done
 
 Result = tuple[str, int | None, str]  # shard, images (None = taken by another job), what went wrong ("" = nothing)
 
@@ -56,25 +59,66 @@ def annotate(folder: Path, bundle: Path, workers: int = 1, engine: str = "local"
     if not pending:
         return 0
     run = {"local": _local if workers > 1 else _here, "ray": _ray}[engine]
-    return _follow(run(folder, bundle, pending, workers), images, len(pending), sum(images[s] for s in pending))
+    return _follow(run(folder, bundle, pending, workers), _Status(folder, {shard: images[shard] for shard in pending}))
 
 
-def _follow(results: Iterator[Result], images: Counter, shards: int, total: int) -> int:
-    """Print speed and time left after every shard; returns the images made."""
-    started, made, passed, failed, taken = time.monotonic(), 0, 0, [], 0
-    for number, (shard, count, error) in enumerate(results, start=1):
-        made, passed = made + (count or 0), passed + images[shard]
-        taken += count is None and not error
-        if error:
-            failed.append(f"{shard}: {error}")
-        speed = made / max(1e-9, time.monotonic() - started)
-        left = timedelta(seconds=round((total - passed) / speed)) if speed else "unknown"
-        print(f"{number}/{shards} shards, {made:,} images, {speed:.2f} images/s, {left} left", flush=True)
+class _Status:
+    """What is done and how long the rest takes, also of shards that are in work."""
+
+    def __init__(self, folder: Path, images: dict[str, int]):
+        self.folder, self.images = folder, images
+        self.started = time.monotonic()
+        self.before = {shard: progress(folder, shard)[0] for shard in images}
+        self.passed: set[str] = set()
+        self.made = 0
+
+    def pass_shard(self, shard: str, made: int) -> None:
+        self.passed.add(shard)
+        self.made += made
+
+    def __str__(self) -> str:
+        waiting = self.images.keys() - self.passed
+        now = {shard: progress(self.folder, shard) for shard in waiting}
+        in_work = sum(now[shard][1] for shard in waiting if now[shard][0] != self.before[shard])
+        made, left = self.made + in_work, sum(self.images[shard] for shard in waiting) - in_work
+        speed = made / max(1e-9, time.monotonic() - self.started)
+        duration = timedelta(seconds=round(left / speed)) if speed else "unknown"
+        return f"{len(self.passed)}/{len(self.images)} shards, {made:,} images, {speed:.2f} images/s, {duration} left"
+
+
+@contextmanager
+def _every(seconds: float, report: Callable[[], None]) -> Iterator[None]:
+    """Calls `report` from another thread, time and again, while it lasts."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(seconds):
+            report()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _follow(results: Iterator[Result], status: _Status) -> int:
+    """Print speed and time left after every shard, and meanwhile; returns the images made."""
+    failed, taken = [], 0
+    with _every(REPORT_EVERY, lambda: print(status, flush=True)):
+        for shard, count, error in results:
+            status.pass_shard(shard, count or 0)
+            taken += count is None and not error
+            if error:
+                failed.append(f"{shard}: {error}")
+            print(status, flush=True)
     if failed:
         raise DataError(f"{len(failed)} shard(s) failed; start again to retry them:\n  " + "\n  ".join(failed))
     if taken:
         logger.info("%d shard(s) are left to the job that is at them", taken)
-    return made
+    return status.made
 
 
 def attempt(folder: Path, shard: str, annotator: Annotator) -> Result:
@@ -102,15 +146,41 @@ def device(number: int) -> str:
 
 
 def _local(folder: Path, bundle: Path, shards: Sequence[str], workers: int) -> Iterator[Result]:
+    """A worker that is killed takes the others with it: new ones go on with what is left.
+
+    Which shard it was is not known, so every one in work counts as tried; a shard's last try is alone.
+    """
+    left, tries, in_vain = list(shards), Counter(), 0
+    while left:
+        turn = [shard for shard in left if tries[shard] < RETRIES] or left[:1]
+        before = {shard: progress(folder, shard)[0] for shard in turn}
+        undone = set(turn)
+        for result in _pool(folder, bundle, turn, min(workers, len(turn))):
+            undone.remove(result[0])
+            left.remove(result[0])
+            yield result
+        if not undone:
+            continue
+        logger.warning("a worker was killed, perhaps for want of memory; %d shards are left", len(left))
+        killed = [shard for shard in turn if shard in undone and progress(folder, shard)[0] != before[shard]]
+        in_vain += not killed
+        if in_vain > RETRIES:
+            raise DataError("workers die before they annotate anything, perhaps for want of memory")
+        for shard in killed:
+            tries[shard] += 1
+            if tries[shard] > RETRIES:
+                left.remove(shard)
+                yield shard, None, f"its worker was killed {tries[shard]} times, perhaps for want of memory"
+
+
+def _pool(folder: Path, bundle: Path, shards: Sequence[str], workers: int) -> Iterator[Result]:
+    """The results of as many processes, as they come, until one of them is killed."""
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     numbers = context.Value("i", 0)
     with ProcessPoolExecutor(workers, context, _start_worker, (bundle, numbers, workers)) as pool:
-        futures = [pool.submit(_work, folder, shard) for shard in shards]
-        try:
-            for future in as_completed(futures):
+        for future in as_completed([pool.submit(_work, folder, shard) for shard in shards]):
+            if not isinstance(future.exception(), BrokenProcessPool):
                 yield future.result()
-        except BrokenProcessPool as error:
-            raise DataError("a worker was killed, perhaps for want of memory; start again to go on") from error
 
 
 _annotator: Annotator  # of a worker process
@@ -147,7 +217,7 @@ def _ray(folder: Path, bundle: Path, shards: Sequence[str], workers: int) -> Ite
     try:
         import ray
     except ImportError as error:
-        raise DataError(f'engine "ray" needs Ray Data ({error}): pip install "ray[data]>=2.40"') from error
+        raise DataError(f'engine "ray" needs Ray Data ({error}): pip install "ray[data]>=2.40,<2.64"') from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0

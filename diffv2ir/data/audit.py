@@ -13,15 +13,18 @@ from tqdm import tqdm
 
 from diffv2ir.data.contact import contact_sheet
 from diffv2ir.data.examples import DataError, Example
-from diffv2ir.data.hashing import NEAR, near_pairs
-from diffv2ir.data.measure import Measures, measure_all
+from diffv2ir.data.hashing import NEAR, check_near, near_pairs
+from diffv2ir.data.measure import Measures, check_workers, measure_all
 
-HELD_OUT = "test"
+HELD_OUT = ("test", "val", "validation")
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Two examples that look alike, in different splits; `held_out` is the one that is not trained on."""
+    """Two examples that look alike, in different splits; `held_out` is the one that is not trained on.
+
+    Of a test and a validation image, `trained` is the latter: choices are made on it.
+    """
 
     held_out: Example
     trained: Example
@@ -37,8 +40,11 @@ def audit(examples: Sequence[Example], near: int = NEAR, workers: int = 1) -> tu
         their scene, among those trained on.
 
     Raises:
+        ValueError: `near` or `workers` is out of its range.
         DataError: an image cannot be read.
     """
+    check_near(near)
+    check_workers(workers)
     jobs = [(example.visible, example.infrared or example.visible, 0) for example in examples]
     measures = list(tqdm(measure_all(jobs, workers), desc="measuring", total=len(jobs), mininterval=5))
     if broken := [m.error for m in measures if m.error]:
@@ -79,15 +85,19 @@ def write_sheet(leaks: Sequence[Leak], path: Path) -> None:
 def _leaks(examples: Sequence[Example], alike: Sequence[tuple[int, int]]) -> list[Leak]:
     leaks = []
     for first, second in alike:
-        one, other = examples[first], examples[second]
-        if one.split != other.split:
-            held_out, trained = (one, other) if one.split == HELD_OUT or other.split != HELD_OUT else (other, one)
-            leaks.append(Leak(held_out, trained, _scene(one) == _scene(other)))
+        held_out, trained = sorted((examples[first], examples[second]), key=_side)
+        if held_out.split != trained.split and is_held_out(held_out):
+            leaks.append(Leak(held_out, trained, held_out.place == trained.place))
     return leaks
 
 
-def _scene(example: Example) -> tuple[str, str]:
-    return example.source, example.scene
+def is_held_out(example: Example) -> bool:
+    """Whether an example is for testing or validation."""
+    return example.split in HELD_OUT
+
+
+def _side(example: Example) -> int:
+    return HELD_OUT.index(example.split) if is_held_out(example) else len(HELD_OUT)
 
 
 def _count(examples: Sequence[Example], alike: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -95,17 +105,17 @@ def _count(examples: Sequence[Example], alike: Sequence[tuple[int, int]]) -> dic
     near = set()
     for first, second in alike:
         for one, other in ((first, second), (second, first)):
-            if examples[one].split == HELD_OUT != examples[other].split:
+            if is_held_out(examples[one]) and not is_held_out(examples[other]):
                 near.add(one)
-    trained_scenes = {_scene(example) for example in examples if example.split != HELD_OUT}
+    trained_scenes = {example.place for example in examples if not is_held_out(example)}
     held_out, copied, shared = Counter(), Counter(), Counter()
     for place, example in enumerate(examples):
-        if example.split != HELD_OUT:
+        if not is_held_out(example):
             continue
         for group in ("overall", f"{example.kind}/{example.source}"):
             held_out[group] += 1
             copied[group] += place in near
-            shared[group] += _scene(example) in trained_scenes
+            shared[group] += example.place in trained_scenes
     return {
         group: {"held_out": held_out[group], "near_duplicates": copied[group], "same_scene": shared[group]}
         for group in sorted(held_out, key=lambda name: (name != "overall", name))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from diffv2ir.data.alignment import THRESHOLD
-from diffv2ir.data.hashing import NEAR, near_pairs
+from diffv2ir.data.hashing import NEAR, check_near, near_pairs
 from diffv2ir.data.measure import Measures
 
 STAGES = ("unreadable", "unequal", "small", "constant", "border", "duplicate", "misaligned")
@@ -33,8 +33,15 @@ class CleaningConfig:
     def __post_init__(self) -> None:
         if unknown := set(self.skip) - set(STAGES[1:]):
             raise ValueError(f"skip must be among {STAGES[1:]}, got {sorted(unknown)}")
-        if not 0 <= self.near < 256:
-            raise ValueError(f"near must lie in [0, 256), got {self.near}")
+        if self.smallest < 0:
+            raise ValueError(f"smallest must be at least 0 pixels, got {self.smallest}")
+        if not 0 <= self.contrast < 128:
+            raise ValueError(f"contrast must lie in [0, 128), got {self.contrast}")
+        if not 0 < self.black <= 1:
+            raise ValueError(f"black must lie in (0, 1], got {self.black}")
+        check_near(self.near)
+        if not -1 <= self.alignment <= 1:
+            raise ValueError(f"alignment must lie in [-1, 1], got {self.alignment}")
 
 
 DEFAULT = CleaningConfig()

@@ -1,4 +1,4 @@
-"""A dataset is a folder: with a `manifest.jsonl`, or `rgb/ ir/ [seg/]` of equal file names, or shards (`shards`).
+"""A dataset is a folder: with a `manifest.jsonl`, or `[rgb/] ir/ [seg/]` of equal file names, or shards (`shards`).
 
 The second layout is what the README of the paper's code asks of a data set (captions in `captions.json` when present).
 Shards are what `python -m train.data build` makes.
@@ -19,6 +19,7 @@ from diffv2ir.members import ImageFile
 KINDS = ("pairs", "crops", "infrared")
 ROLES = ("visible", "infrared", "segmentation")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_FOLDERS = ("rgb", "ir", "seg")
 _MAX_LISTED = 20
 # Of a source of few scenes, one is held out if it is at most this share of its examples.
 _LARGEST_SHARE = 0.2
@@ -30,7 +31,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """One scene. `visible` is RGB, `infrared` is gray; either may be None, never both. `band`: "LWIR", ... or ""."""
+    """One scene. `visible` is RGB, `infrared` is gray; either may be None, never both. `band`: "LWIR", ... or "".
+
+    Attributes:
+        joined: the name, over all sources, of a scene that several sources show; "" of a scene of one source.
+    """
 
     id: str
     kind: str
@@ -42,6 +47,17 @@ class Example:
     segmentation: ImageFile | None = None
     caption: str | None = None
     band: str = ""
+    joined: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What has to stay on one side of any split: the scene of its source, or what that was joined with."""
+        return ("", self.joined) if self.joined else (self.source, self.scene)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name says that it is an image; hidden ones, such as a Mac's `._1.png`, are not."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def read_examples(
@@ -101,6 +117,7 @@ def _read_manifest(folder: Path) -> list[Example]:
                 split=record["split"],
                 caption=record.get("caption"),
                 band=record.get("band", ""),
+                joined=record.get("joined", ""),
                 **paths,
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -117,27 +134,28 @@ def _read_manifest(folder: Path) -> list[Example]:
 
 
 def _read_folders(folder: Path) -> list[Example]:
-    files = {
-        name: {path.stem: path for path in sorted((folder / name).glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES}
-        for name in ("rgb", "ir", "seg")
-    }
+    """Pairs of equal names in rgb/ and ir/; what is in ir/ only is infrared alone."""
+    found = {name: [path for path in sorted((folder / name).glob("*")) if is_image(path)] for name in _FOLDERS}
+    files = {name: {path.stem: path for path in paths} for name, paths in found.items()}
     captions_file = folder / "captions.json"
     try:
         captions = json.loads(captions_file.read_text(encoding="utf-8")) if captions_file.is_file() else {}
     except ValueError as error:
         raise DataError(f"{captions_file} is not JSON: {error}") from error
     problems = [
+        f"{name}/{path.name} and {name}/{files[name][path.stem].name} have one name"
+        for name, paths in found.items()
+        for path in paths
+        if path != files[name][path.stem]
+    ]
+    problems += [
         f"rgb/{path.name} has no partner in ir/" for stem, path in files["rgb"].items() if stem not in files["ir"]
     ]
-    if files["rgb"]:
-        problems += [
-            f"ir/{path.name} has no partner in rgb/" for stem, path in files["ir"].items() if stem not in files["rgb"]
-        ]
     _raise_problems(folder, problems)
     return [
         Example(
             id=stem,
-            kind="pairs" if files["rgb"] else "infrared",
+            kind="pairs" if stem in files["rgb"] else "infrared",
             source=folder.name,
             scene=stem,
             split="train",
@@ -177,25 +195,26 @@ def split_validation(examples: Sequence[Example], fraction: float = 0.1) -> tupl
 
     A scene is held out when the hash of its name falls into the first `fraction` of the range. Of a source of few
     scenes that may be none: then its first one by hash is, if that is no more than `_LARGEST_SHARE` of the source, so
-    that choices are made on that camera, too. Only the scenes of the same source matter, so every stage and every phase
-    holds out the same ones.
+    that choices are made on that camera, too. A scene that several sources show is held out by its hash alone. So only
+    the scenes of the same source matter, and every stage and every phase holds out the same ones.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must lie in [0, 1), got {fraction}")
-    scenes = Counter((example.source, example.scene) for example in examples)
-    place = {scene: _place("/".join(scene)) for scene in scenes}
-    held_out = {scene for scene in scenes if place[scene] < fraction}
+    sizes = Counter(example.source for example in examples)
+    scenes = Counter(example.place for example in examples)
+    position = {scene: _position("/".join(scene)) for scene in scenes}
+    held_out = {scene for scene in scenes if position[scene] < fraction}
     if fraction:
-        for source in {source for source, _ in scenes} - {source for source, _ in held_out}:
-            own = {scene: count for scene, count in scenes.items() if scene[0] == source}
-            first = min(own, key=place.__getitem__)
-            if own[first] <= _LARGEST_SHARE * sum(own.values()):
+        for source in sizes.keys() - {example.source for example in examples if example.place in held_out}:
+            own = {e.place: scenes[e.place] for e in examples if e.source == source and not e.joined}
+            first = min(own, key=position.__getitem__, default=None)
+            if first is not None and own[first] <= _LARGEST_SHARE * sizes[source]:
                 held_out.add(first)
-    train = [example for example in examples if (example.source, example.scene) not in held_out]
-    return train, [example for example in examples if (example.source, example.scene) in held_out]
+    train = [example for example in examples if example.place not in held_out]
+    return train, [example for example in examples if example.place in held_out]
 
 
-def _place(scene: str) -> float:
+def _position(scene: str) -> float:
     """Where a name's hash lies in [0, 1)."""
     return int.from_bytes(hashlib.sha256(scene.encode()).digest()[:4], "big") / 2**32
 

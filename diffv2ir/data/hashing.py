@@ -21,6 +21,12 @@ def difference_hash(image: Image.Image) -> bytes:
     return np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes()
 
 
+def check_near(near: int) -> None:
+    """Raises ValueError where a number of bits is none that hashes can differ by."""
+    if not 0 <= near < BITS:
+        raise ValueError(f"near must lie in [0, {BITS}), got {near}")
+
+
 def near_pairs(hashes: Sequence[tuple[bytes, bytes | None]], near: int = NEAR) -> list[tuple[int, int]]:
     """All (i, j), i < j, whose hashes differ in at most `near` bits: those of the infrared and of the visible images.
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffv2ir.data.alignment import alignment
 from diffv2ir.data.hashing import difference_hash
-from diffv2ir.imaging import ImageError, open_image
-from diffv2ir.members import ImageFile
+from diffv2ir.imaging import ImageError, from_levels, open_image
+from diffv2ir.members import ImageFile, TarMember
 
+# Of 16-bit infrared: counts that span less are spread, but never further apart than a gray level each.
+_FULL_SPAN, _LEAST_SPAN = 16384, 255
+_ENDS = (0.001, 0.999)  # dead pixels do not count
 _BORDER_SIDE = 256
 _BLACK, _LIT = 4, 20
 _WEDGE_LENGTH, _STRAIGHT, _ON_LINE = 0.4, 1.5, 0.8  # share of the side; pixels off the line; share of the wedge
@@ -45,7 +49,9 @@ class Measures:
 def measure(visible: ImageFile | None, infrared: ImageFile, border: int = 0) -> Measures:
     """Read and measure one example; an unreadable file is an `error`, nothing is raised."""
     try:
-        images = [cut_border(open_image(file), border) for file in (visible, infrared) if file]
+        opened = [open_image(visible)] if visible else []
+        opened.append(open_infrared(infrared))
+        images = [cut_border(image, border) for image in opened]
         digests = tuple(hashlib.sha256(file.read_bytes()).hexdigest() if file else "" for file in (visible, infrared))
     except (ImageError, OSError) as error:
         return Measures(error=str(error))
@@ -66,6 +72,34 @@ def measure_all(jobs: Sequence[tuple[ImageFile | None, ImageFile, int]], workers
         return
     with ProcessPoolExecutor(workers) as pool:
         yield from pool.map(measure, *zip(*jobs, strict=True), chunksize=16)
+
+
+def check_workers(workers: int) -> None:
+    """Raises ValueError where a number of processes is none."""
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+
+
+def open_infrared(file: ImageFile) -> Image.Image:
+    """An infrared image in 8 bit: as `open_image` reads it, or by `spread`."""
+    image = open_image(file)  # says what is wrong with a file
+    return spread(file) or image
+
+
+def spread(file: ImageFile) -> Image.Image | None:
+    """A camera's 14-bit counts in a 16-bit file, as 8-bit gray from the lowest to the highest; None of other files.
+
+    By the full range of 16 bit, such an image is all but black. One that spans at least a quarter of it is left.
+    """
+    with Image.open(io.BytesIO(file.read_bytes()) if isinstance(file, TarMember) else file) as image:
+        if image.mode != "I" and not image.mode.startswith("I;16"):
+            return None
+        counts = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64)
+        eight_bit = image.mode == "I" and counts.max() <= 255  # read as it is
+    low, high = np.quantile(counts, _ENDS)
+    if eight_bit or high - low >= _FULL_SPAN:
+        return None
+    return from_levels((counts - low) / max(_LEAST_SPAN, high - low))
 
 
 def cut_border(image: Image.Image, border: int) -> Image.Image:

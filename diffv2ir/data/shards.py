@@ -25,17 +25,25 @@ MANIFEST, SHARDS, ANNOTATIONS = "manifest.parquet", "shards", "annotations"
 
 COLUMNS = {
     **dict.fromkeys(("id", "kind", "source", "band", "scene", "split", "caption", "sha256", "shard"), "string"),
+    "key": "string", "joined": "string", "order": "int64",
     **dict.fromkeys(("width", "height"), "int32"),
     **{f"{role}_{part}": kind for role in ROLES
        for part, kind in (("name", "string"), ("offset", "int64"), ("size", "int64"), ("sha256", "string"))},
 }  # fmt: skip
+# What a manifest may lack: those of earlier versions do.
+OPTIONAL = {"key", "joined", "order"}
+# Of ASCII characters. A name in a tar has at most 100, of which ".segmentation.jpeg" is the longest ending.
+LONGEST_KEY = 82
 ANNOTATION_COLUMNS = {"id": "string", "caption": "string", "name": "string", "offset": "int64", "size": "int64",
                       "model": "string"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What goes into a shard: the row of the manifest, as far as known, and the bytes and suffix of every image."""
+    """What goes into a shard: the row of the manifest, as far as known, and the bytes and suffix of every image.
+
+    The files' names in the tar begin with the row's "key", or its "id" where it has none.
+    """
 
     row: dict[str, Any]
     files: dict[str, tuple[bytes, str]]
@@ -69,8 +77,7 @@ class TarWriter:
 
 def write_shards(entries: Iterable[Entry], folder: Path, length: int = 1000) -> list[dict[str, Any]]:
     """Write entries into `folder`, `length` to a shard, and the manifest; returns its rows."""
-    if length < 1:
-        raise ValueError(f"a shard must hold at least 1 example, got {length}")
+    check_length(length)
     (folder / SHARDS).mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for number, part in enumerate(_parts(entries, length)):
@@ -81,6 +88,12 @@ def write_shards(entries: Iterable[Entry], folder: Path, length: int = 1000) -> 
             writer.close()
     write_table(rows, COLUMNS, folder / MANIFEST)
     return rows
+
+
+def check_length(length: int) -> None:
+    """Raises ValueError where a number of examples is none that a shard can hold."""
+    if length < 1:
+        raise ValueError(f"a shard must hold at least 1 example, got {length}")
 
 
 def _parts(entries: Iterable[Entry], length: int) -> Iterator[list[Entry]]:
@@ -94,14 +107,19 @@ def _parts(entries: Iterable[Entry], length: int) -> Iterator[list[Entry]]:
         yield part
 
 
+def tar_key(row: dict[str, Any]) -> str:
+    """What the names of an example's files in a tar begin with."""
+    return row.get("key") or row["id"]
+
+
 def _write_entry(writer: TarWriter, entry: Entry) -> dict[str, Any]:
-    row = {"shard": writer.path.name, **entry.row}
+    row, key = {"shard": writer.path.name, **entry.row}, tar_key(entry.row)
     for role, (content, suffix) in entry.files.items():
-        name = f"{entry.row['id']}.{role}{suffix}"
+        name = f"{key}.{role}{suffix}"
         row[f"{role}_name"] = name
         row[f"{role}_offset"], row[f"{role}_size"] = writer.add(name, content)
     described = {key: value for key, value in sorted(entry.row.items()) if value is not None}
-    writer.add(f"{entry.row['id']}.json", json.dumps(described, ensure_ascii=False).encode())
+    writer.add(f"{key}.json", json.dumps(described, ensure_ascii=False).encode())
     return row
 
 
@@ -125,7 +143,7 @@ def read_table(path: Path, columns: dict[str, str], shard: str | None = None) ->
         table = parquet.read_table(path, filters=filters, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error
-    if missing := [name for name in columns if name not in table.column_names]:
+    if missing := [name for name in columns if name not in table.column_names and name not in OPTIONAL]:
         raise DataError(f"{path} lacks the columns {missing}")
     return table.to_pylist()
 
@@ -141,7 +159,7 @@ def _arrow():
 
 
 def read_shards(folder: Path) -> list[Example]:
-    """The examples of a folder of shards, in the manifest's order, with captions and maps where `annotate` made them.
+    """The examples of a folder of shards, in the sources' order, with captions and maps where `annotate` made them.
 
     A caption or map that came with the data goes before a made one.
 
@@ -151,6 +169,7 @@ def read_shards(folder: Path) -> list[Example]:
     rows = read_table(folder / MANIFEST, COLUMNS)
     _check_shards(folder, rows)
     made = _annotations(folder, {row["shard"] for row in rows})
+    rows.sort(key=lambda row: row.get("order") or 0)  # stable: without an order, the manifest's
     return [_example(folder, row, made.get(row["id"])) for row in rows]
 
 
@@ -168,6 +187,7 @@ def _example(folder: Path, row: dict[str, Any], made: dict[str, Any] | None) -> 
         **{name: row[name] for name in ("id", "kind", "source", "scene", "split", "band")},
         **files,
         caption=row["caption"] or (made or {}).get("caption"),
+        joined=row.get("joined") or "",
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffv2ir.data.examples import IMAGE_SUFFIXES, DataError
+from diffv2ir.data.examples import DataError, is_image
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Found:
         scene: what has to stay on one side of a split.
         split: "train" or "test" as the authors split it (their validation part is "train"), None = they do not.
         kind, source, band: None = what the adapter says.
+        joined: see `Example`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Found:
     kind: str | None = None
     source: str | None = None
     band: str | None = None
+    joined: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,12 @@ def folder(root: Path, *names: str) -> Path:
 
 
 def _entries(place: Path) -> list[Path]:
-    return list(place.iterdir()) if place.is_dir() else []
+    return [path for path in place.iterdir() if not is_hidden(path)] if place.is_dir() else []
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is no part of a data set, by its name: what a Mac leaves in folders and archives."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def optional_folder(root: Path, *names: str) -> Path | None:
@@ -103,19 +110,33 @@ def images(place: Path) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-    files = [path for path in sorted(place.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = [path for path in sorted(place.iterdir()) if is_image(path)]
     if not files:
         raise DataError(f"{place} holds no image")
     return files
+
+
+def by_stem(files: Iterable[Path]) -> dict[str, Path]:
+    """Files by their names less the suffix.
+
+    Raises:
+        DataError: two have one name; says which.
+    """
+    named: dict[str, Path] = {}
+    for path in files:
+        if other := named.get(path.stem):
+            raise DataError(f"{other} and {path.name} have one name: which of them is meant?")
+        named[path.stem] = path
+    return named
 
 
 def partners(visible: Path, infrared: Path) -> Iterator[tuple[str, Path, Path]]:
     """(stem, visible, infrared) of files of equal stem in two folders.
 
     Raises:
-        DataError: files without a partner, by name.
+        DataError: files without a partner, or of one stem in a folder, by name.
     """
-    first, second = ({path.stem: path for path in images(place)} for place in (visible, infrared))
+    first, second = by_stem(images(visible)), by_stem(images(infrared))
     if first.keys() != second.keys():
         alone = sorted(first.keys() ^ second.keys())
         raise DataError(

@@ -6,8 +6,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffv2ir.data.examples import IMAGE_SUFFIXES, DataError, read_examples
-from diffv2ir.data.sources.base import Found, Source, block, folder, images, optional_folder, partners, subfolders
+from diffv2ir.data.examples import DataError, is_image, read_examples
+from diffv2ir.data.sources.base import (
+    Found,
+    Source,
+    block,
+    by_stem,
+    folder,
+    images,
+    is_hidden,
+    optional_folder,
+    subfolders,
+)
 
 
 def _lsotb_tir(root: Path) -> Iterator[Found]:
@@ -26,7 +36,8 @@ def _lsotb_tir(root: Path) -> Iterator[Found]:
 
 
 def _raytron(root: Path) -> Iterator[Found]:
-    files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    inside = ((path, path.relative_to(root)) for path in sorted(root.rglob("*")) if is_image(path))
+    files = [path for path, within in inside if not any(map(is_hidden, within.parents))]
     if not files:
         raise DataError(f"{root} holds no image, in no folder")
     for path in files:
@@ -35,17 +46,20 @@ def _raytron(root: Path) -> Iterator[Found]:
 
 
 def _ir500k(root: Path) -> Iterator[Found]:
-    infrared, visible = folder(root, "ir"), optional_folder(root, "rgb")
-    maps = {path.stem: path for path in images(maps)} if (maps := optional_folder(root, "seg")) else {}
-    found = list(partners(visible, infrared)) if visible else [(p.stem, None, p) for p in images(infrared)]
+    """What has a name in rgb/ is a pair, the rest of ir/ infrared alone."""
+    infrared = by_stem(images(folder(root, "ir")))
+    places = (optional_folder(root, name) for name in ("rgb", "seg"))
+    visible, maps = (by_stem(images(place)) if place else {} for place in places)
+    if alone := sorted(visible.keys() - infrared.keys()):
+        raise DataError(f"{root}: {len(alone)} image(s) of rgb/ have no partner in ir/: {', '.join(alone[:10])}")
     listed = _seeds(root / "seeds.json")
-    if missing := sorted(listed - {stem for stem, _, _ in found}):
+    if missing := sorted(listed - infrared.keys()):
         raise DataError(
             f"{root / 'seeds.json'} names {len(missing)} image(s) that ir/ lacks: {', '.join(missing[:10])}"
         )
-    for stem, first, second in found:
+    for stem, path in infrared.items():
         if not listed or stem in listed:
-            yield Found(stem, block(stem), second, first, "train", maps.get(stem))
+            yield Found(stem, block(stem), path, visible.get(stem), "train", maps.get(stem))
 
 
 def _seeds(file: Path) -> set[str]:
@@ -63,7 +77,7 @@ def _folder(root: Path) -> Iterator[Found]:
     for example in read_examples(root):
         yield Found(
             example.id, example.scene, example.infrared, example.visible, example.split, example.segmentation,
-            example.caption, example.kind, example.source, example.band or None,
+            example.caption, example.kind, example.source, example.band or None, example.joined,
         )  # fmt: skip
 
 
@@ -86,7 +100,7 @@ INFRARED = (
         "ir500k", "IR-500K", "mixed",
         "the paper's released data: 500,000 infrared images; which have a visible partner: not confirmed",
         "not confirmed, ask the authors", "huggingface.co/datasets/Lidong26/IR-500K",
-        "`ir/ [rgb/] [seg/] seeds.json`, equal names",
+        "`ir/ [rgb/] [seg/] seeds.json`, equal names; what is in `ir/` only is infrared alone",
         "assumed: what the README of its code asks of one's own data (`rgb/ ir/ seg/ seeds.json`). What `seeds.json` "
         "holds is assumed: names, or InstructPix2Pix's [name, seeds]. 100 names on end are a scene", _ir500k,
     ),
