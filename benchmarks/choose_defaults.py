@@ -1,11 +1,11 @@
 """Score settings of a bundle on the held-out scenes of the training split, to choose its defaults; prints Markdown.
 
+What each costs: `python -m train.ablate table4`.
+
 `python -m benchmarks.choose_defaults --data DATASET --bundle BUNDLE`
 """
 
 from __future__ import annotations
-
-import time
 
 from benchmarks.held_out import load_from_arguments
 from diffv2ir.data import Example
@@ -33,19 +33,17 @@ def main() -> None:
     pipe, held_out = load_from_arguments(__doc__)
     conditionings = [pipe.prepare(central_square(open_image(example.visible))) for example in held_out]
     print(f"{len(held_out)} held-out pairs of train; each row changes the first one\n")
-    print("| settings | PSNR | SSIM | Fréchet | s per picture |")
-    print("| --- | --- | --- | --- | --- |", flush=True)
+    print("| settings | PSNR | SSIM | Fréchet |")
+    print("| --- | --- | --- | --- |", flush=True)
     base = pipe.default_settings.replace(**DEFAULTS, seed=0)
     for changes in CANDIDATES:
         settings = base.replace(**changes)
-        started = time.perf_counter()
         translations = [
             translate(pipe, example, conditioning, settings)
             for example, conditioning in zip(held_out, conditionings, strict=True)
         ]
-        seconds = (time.perf_counter() - started) / len(held_out)
         result = score(translations, settings).model[OVERALL]
-        cells = f"{result.psnr:.2f} | {result.ssim:.3f} | {result.frechet_efficientnet_lite0 or 0:.0f} | {seconds:.2f}"
+        cells = f"{result.psnr:.2f} | {result.ssim:.3f} | {result.frechet_efficientnet_lite0 or 0:.0f}"
         shown = {name: value for name, value in changes.items() if changes is CENTRE or CENTRE.get(name) != value}
         print(f"| {', '.join(f'{name} {value}' for name, value in shown.items())} | {cells} |", flush=True)
 

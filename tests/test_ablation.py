@@ -21,6 +21,7 @@ from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training import phases
 from diffv2ir.training.ablation import cells, leakage, phase_sheet, phase_table, report, scoring, sweep, trainings
 from diffv2ir.training.ablation.trainings import Trainings, shrunk
+from diffv2ir.training.captioner import _folds
 from diffv2ir.training.config import load_config
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from train import ablate
@@ -221,6 +222,18 @@ def test_the_random_split_shares_scenes_but_no_image_and_the_other_shares_neithe
     scenes = [{part.scene for part in by_scene.train}, {part.scene for part in by_scene.test}]
     assert not scenes[0] & scenes[1] and not by_scene.seen
     assert random.seen and {e.scene for e in random.seen} <= {e.scene for e in random.train}
+
+
+def test_a_scene_that_two_cameras_show_is_tested_or_trained_on_as_a_whole(data):
+    own = read_examples(data, kinds=["pairs"])
+    others = [replace(example, id=f"other-{example.id}", source="other") for example in own]
+    scenes = sorted({example.scene for example in own})
+    examples = [replace(e, joined=f"joined/{e.scene}") if e.scene in scenes[:3] else e for e in own + others]
+    for seed in range(4):
+        _, by_scene = leakage.make_splits(examples, 0.25, seed)
+        assert not {e.place for e in by_scene.train} & {e.place for e in by_scene.test} and not by_scene.seen
+    folds = _folds(examples, 2)
+    assert not {e.place for e in folds[0]} & {e.place for e in folds[1]} and sum(map(len, folds)) == len(examples)
 
 
 def test_a_split_that_would_show_nothing_is_refused(data):

@@ -178,9 +178,9 @@ def _caption_unseen(
 
 def _folds(examples: Sequence[Example], count: int) -> list[list[Example]]:
     """Examples in `count` parts, every scene whole, the scenes of each source spread over all."""
-    scenes = sorted({(example.source, example.scene) for example in examples})
+    scenes = sorted({example.place for example in examples})
     fold = {scene: number % count for number, scene in enumerate(scenes)}
-    return [[e for e in examples if fold[e.source, e.scene] == number] for number in range(count)]
+    return [[e for e in examples if fold[e.place] == number] for number in range(count)]
 
 
 class CaptionObjective(nn.Module):

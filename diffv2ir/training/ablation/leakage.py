@@ -34,15 +34,15 @@ class Split:
 
     @property
     def seen(self) -> list[Example]:
-        scenes = {_scene(example) for example in self.train}
-        return [example for example in self.test if _scene(example) in scenes]
+        scenes = {example.place for example in self.train}
+        return [example for example in self.test if example.place in scenes]
 
 
 def make_splits(examples: Sequence[Example], fraction: float, seed: int = 0) -> tuple[Split, Split]:
     """A random split and one by scene, with equally many test images of every camera.
 
     By scene, whole scenes in random order go to the test part, until it has `fraction` of a camera's images; the last
-    scene of a camera stays in training.
+    scene of a camera stays in training, unless another camera's test part has it, too.
 
     Raises:
         ValueError: the fraction is not in (0, 1).
@@ -53,11 +53,14 @@ def make_splits(examples: Sequence[Example], fraction: float, seed: int = 0) -> 
     cameras: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         cameras[example.source].append(example)
-    by_scene, at_random = set(), set()
+    scenes = {
+        example.place
+        for own in cameras.values()
+        for example in _whole_scenes(own, math.ceil(fraction * len(own)), seed)
+    }
+    by_scene, at_random = {example for example in examples if example.place in scenes}, set()
     for own in cameras.values():
-        held_out = _whole_scenes(own, math.ceil(fraction * len(own)), seed)
-        by_scene.update(held_out)
-        at_random.update(by_lot(own, seed)[: len(held_out)])
+        at_random.update(by_lot(own, seed)[: sum(example in by_scene for example in own)])
     splits = tuple(
         Split(name, [e for e in examples if e not in test], [e for e in examples if e in test])
         for name, test in (("random", at_random), ("by scene", by_scene))
@@ -71,17 +74,13 @@ def make_splits(examples: Sequence[Example], fraction: float, seed: int = 0) -> 
 
 def _whole_scenes(examples: Sequence[Example], wanted: int, seed: int) -> list[Example]:
     """All images of scenes in random order, at least `wanted` where there are enough; never all scenes."""
-    order = list(dict.fromkeys(_scene(example) for example in by_lot(examples, seed)))
+    order = list(dict.fromkeys(example.place for example in by_lot(examples, seed)))
     chosen: list[Example] = []
     for scene in order[:-1]:
         if len(chosen) >= wanted:
             break
-        chosen += [example for example in examples if _scene(example) == scene]
+        chosen += [example for example in examples if example.place == scene]
     return chosen
-
-
-def _scene(example: Example) -> tuple[str, str]:
-    return example.source, example.scene
 
 
 def compare_splits(
