@@ -197,7 +197,7 @@ def test_the_cost_follows_the_axes(tab):
     assert "1 cell, 2 evaluations of the UNet" in tab.tell_cost(
         {**data, "use_caption": False, "use_map": False, "visible_scale": 1, **axes(("seed", "1"))}
     )
-    assert "S_T: &#x27;x&#x27; is neither a number nor a range" in tab.tell_cost({**data, **axes(("text_scale", "x"))})
+    assert "s_T: &#x27;x&#x27; is neither a number nor a range" in tab.tell_cost({**data, **axes(("text_scale", "x"))})
     # Before there is a photo there is no caption yet, which is no fault.
     assert "2 cells" in tab.tell_cost({**data, "photo": None, "caption": "", **axes(("caption", "on, off"))})
 
