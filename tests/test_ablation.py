@@ -18,7 +18,7 @@ from diffv2ir import evaluate
 from diffv2ir.data import DataError, read_examples, split_validation
 from diffv2ir.phases import draw_phases
 from diffv2ir.pipeline import DiffV2IRPipeline
-from diffv2ir.training import phases
+from diffv2ir.training import learnt, phases
 from diffv2ir.training.ablation import cells, leakage, phase_sheet, phase_table, report, scoring, sweep, trainings
 from diffv2ir.training.ablation.trainings import Trainings, shrunk
 from diffv2ir.training.captioner import _folds
@@ -64,7 +64,7 @@ def finished(bundle_folder, configs, data, tmp_path_factory):
     config = load_config(configs / "phase1.yaml", PhaseConfig)
     train, _ = split_validation(read_examples(data, "train"))
     train_phase(config, train, base, run / "phase1", cache=run / "cache", vlum=run / "vlum")
-    cells.record_examples(run / "phase1", train)
+    learnt.record_examples(run / "phase1", train)
     return run
 
 
@@ -168,10 +168,10 @@ def test_another_model_or_other_pairs_are_other_cells(bundle_folder, data, tmp_p
     schedule.write_text(schedule.read_text().replace("0.012", "0.013"))
     assert cells.model_hash(changed) != cells.model_hash(bundle_folder)
     examples = read_examples(data, kinds=["pairs"])
-    known = cells.examples_hash(examples)
-    assert cells.examples_hash(examples[::-1]) == known != cells.examples_hash(examples[1:])
+    known = learnt.examples_hash(examples)
+    assert learnt.examples_hash(examples[::-1]) == known != learnt.examples_hash(examples[1:])
     for change in ({"band": "NIR"}, {"caption": "somebody"}, {"kind": "crops"}, {"segmentation": examples[1].visible}):
-        assert cells.examples_hash([replace(examples[0], **change), *examples[1:]]) != known, change
+        assert learnt.examples_hash([replace(examples[0], **change), *examples[1:]]) != known, change
 
 
 @pytest.mark.parametrize(
@@ -310,11 +310,11 @@ def test_a_finished_stage_is_taken_only_if_it_is_the_same_training(finished, con
     assert own._finished("phase1", shrunk(config, 2), train, base) is None
     assert own._finished("phase1", config, train, result) is None
     assert own._finished("phase1", config, [*train, *held_out], base) is None
-    cells.record_examples(finished / "phase1", held_out)
+    learnt.record_examples(finished / "phase1", held_out)
     assert own._finished("phase1", config, train, base) is None
     (finished / "phase1" / "examples.json").unlink()  # nobody knows what it learnt from
     assert own._finished("phase1", config, train, base) is None
-    cells.record_examples(finished / "phase1", train)
+    learnt.record_examples(finished / "phase1", train)
     history = finished / "phase1" / "history.json"
     before = history.read_text()
     for value, expected in ((None, result), (0.5, None)):  # a setting of another version, not in use and in use

@@ -23,9 +23,9 @@ from benchmarks.baselines.pairs import training_pairs
 from diffv2ir.data import Example
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
-from diffv2ir.training.ablation.cells import examples_hash, record_examples, recorded_examples
 from diffv2ir.training.ablation.trainings import shrunk
 from diffv2ir.training.config import load_config
+from diffv2ir.training.learnt import examples_hash, recorded_examples, training_seconds
 from diffv2ir.training.loop import TrainingError, latest_checkpoint
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from train.launch import run
@@ -62,8 +62,6 @@ def train_ip2p(
     theirs = without_conditions(load_config(config, PhaseConfig), share)
     if (output / "result").is_dir() or latest_checkpoint(output):
         check_training(output, examples, share, config)
-    else:
-        record_examples(output, [example for example in examples if theirs.fits(example)])
     return train_phase(theirs, examples, start, output, cache=output / "cache", vlum=vlum, teacher=teacher)
 
 
@@ -98,11 +96,7 @@ def training_record(output: Path) -> dict[str, float] | None:
     if not path.is_file():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
-    loop, seconds, before = content["config"]["loop"], 0.0, 0
-    for row in content["history"]:
-        if "seconds_per_step" in row:
-            seconds += (row["step"] - before) * row["seconds_per_step"]
-            before = row["step"]
+    loop, seconds = content["config"]["loop"], training_seconds(content["history"])
     return {"steps": loop["steps"], "batch_size": loop["batch_size"], "seconds": seconds}
 
 

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from benchmarks.baselines.pairs import TrainingView, load_view
 from diffv2ir.data import Example
 from diffv2ir.files import write_atomically
-from diffv2ir.training.ablation.cells import digest
 from diffv2ir.training.cache import file_hash
+from diffv2ir.training.learnt import digest
 from diffv2ir.training.loop import Sampler, TrainingError, mix_seed
 
 logger = logging.getLogger(__name__)

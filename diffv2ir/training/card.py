@@ -9,6 +9,8 @@ from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
+from diffv2ir.training.learnt import training_seconds
+
 _STAGES_HEAD = "| stage | steps × batch | loss, first → last | minutes |"
 
 STAGES = {
@@ -42,7 +44,7 @@ def stage_table(run: Path) -> str:
             lines.append(f"| {title} | no record was kept | | |")
             continue
         loop, entries = _history(run / name)
-        minutes = sum(entry["seconds_per_step"] * steps for entry, steps in _with_steps(entries)) / 60
+        minutes = training_seconds(entries) / 60
         first, last = entries[0]["loss"], entries[-1]["loss"]
         work = f"{loop['steps']} × {loop['batch_size']}"
         lines.append(f"| {title} | {work} | {first:.3f} → {last:.3f} | {minutes:.0f} |")
@@ -183,14 +185,6 @@ def _history(stage: Path, only: str = "loss") -> tuple[dict[str, Any], list[dict
     """Loop configuration, and the log entries that hold the value `only`."""
     stored = _read(stage / "history.json")
     return stored["config"]["loop"], [entry for entry in stored["history"] if only in entry]
-
-
-def _with_steps(entries: list[dict[str, float]]):
-    """Each entry with the number of steps it is the mean of."""
-    before = 0
-    for entry in entries:
-        yield entry, entry["step"] - before
-        before = entry["step"]
 
 
 def _cells(score: Mapping[str, Any], intervals: bool = False) -> str:

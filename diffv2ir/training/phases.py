@@ -31,7 +31,6 @@ from diffv2ir.data import DataError, Example
 from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
-from diffv2ir.training.ablation.cells import record_examples
 from diffv2ir.training.cache import (
     PICTURES,
     CaptionCache,
@@ -54,6 +53,7 @@ from diffv2ir.training.diffusion import (
     dropped_conditions,
 )
 from diffv2ir.training.fresh import FreshViews
+from diffv2ir.training.learnt import record_examples
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
 from diffv2ir.training.seeing import FeatureTarget
 from diffv2ir.training.teacher import Teacher, load_network, teacher_bands
@@ -284,6 +284,8 @@ def train_phase(
     check_start(config, start)
     unet = _initial_unet(config, parts)
     processes = process_state()
+    if processes.is_main_process:
+        record_examples(output, chosen)
     latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
     trained = _with_head(unet, latents, chosen, config.loop.seed) if config.seeing else unet
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
@@ -325,7 +327,6 @@ def train_phase(
     model = loop.run()
     if processes.is_main_process:
         (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
-        record_examples(output, chosen)
         write_atomically(result, lambda folder: save(folder, model))
     processes.wait_for_everyone()
     return result

@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffv2ir import __version__, bundle
-from diffv2ir.data import Example
 from diffv2ir.files import write_file_atomically
 from diffv2ir.measures import MEASURES
-from diffv2ir.training.cache import file_hash
-
-_EXAMPLES = "examples.json"
+from diffv2ir.training.learnt import digest
 
 
 class Cells:
@@ -47,39 +44,11 @@ class Cells:
         return json.loads(path.read_text(encoding="utf-8"))["result"]
 
 
-def digest(value: Any) -> str:
-    """A short hash of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def model_hash(folder: Path) -> str:
     """Hash of a model folder: its weights, and what they are used with: index, schedule, tokenizers, configurations."""
     texts = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt"))
     hashes = [(path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()) for path in texts]
     return digest([bundle.content_hash(folder), hashes])
-
-
-def examples_hash(examples: Sequence[Example]) -> str:
-    """Hash of the examples' names, images, captions and bands; their order does not matter."""
-    return digest(sorted(map(_example_parts, examples), key=json.dumps))
-
-
-def _example_parts(example: Example) -> list[str | None]:
-    files = (example.visible, example.infrared, example.segmentation)
-    hashes = (file_hash(file) if file else None for file in files)
-    return [example.source, example.id, example.kind, example.band, example.caption, *hashes]
-
-
-def record_examples(training: Path, examples: Sequence[Example]) -> None:
-    """Note in the folder of a training what it learns from."""
-    content = json.dumps({"hash": examples_hash(examples)})
-    write_file_atomically(training / _EXAMPLES, lambda partial: partial.write_text(content, encoding="utf-8"))
-
-
-def recorded_examples(training: Path) -> str | None:
-    """The `examples_hash` of what a training learnt from; None where that was not noted."""
-    path = training / _EXAMPLES
-    return json.loads(path.read_text(encoding="utf-8"))["hash"] if path.is_file() else None
 
 
 def device_name(device: torch.device) -> str:

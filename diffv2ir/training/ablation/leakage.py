@@ -14,9 +14,10 @@ from diffv2ir.bootstrap import mean_interval
 from diffv2ir.data import DataError, Example
 from diffv2ir.evaluate import OVERALL
 from diffv2ir.training.ablation import report
-from diffv2ir.training.ablation.cells import Cells, device_name, digest, examples_hash, model_hash
+from diffv2ir.training.ablation.cells import Cells, device_name, model_hash
 from diffv2ir.training.ablation.scoring import Photos, by_lot, generating, load_pipe, score_cell
 from diffv2ir.training.ablation.trainings import Trainings
+from diffv2ir.training.learnt import digest, examples_hash
 from diffv2ir.training.loop import process_state
 from diffv2ir.training.phases import PhaseConfig
 

@@ -17,9 +17,10 @@ from diffv2ir.phases import draw_phases
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.ablation import report
-from diffv2ir.training.ablation.cells import Cells, device_name, digest, examples_hash, model_hash
+from diffv2ir.training.ablation.cells import Cells, device_name, model_hash
 from diffv2ir.training.ablation.scoring import Draw, Photos, generating, load_pipe, score_cell
 from diffv2ir.training.ablation.trainings import Trainings
+from diffv2ir.training.learnt import digest, examples_hash
 from diffv2ir.training.loop import process_state
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import PhaseConfig

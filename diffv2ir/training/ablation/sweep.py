@@ -12,8 +12,9 @@ from diffv2ir.evaluate import OVERALL
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.training.ablation import report
-from diffv2ir.training.ablation.cells import Cells, device_name, examples_hash, model_hash
+from diffv2ir.training.ablation.cells import Cells, device_name, model_hash
 from diffv2ir.training.ablation.scoring import Photos, generating, score_cell, warm_up
+from diffv2ir.training.learnt import examples_hash
 
 SCALES = ("visible_scale", "segmentation_scale", "text_scale")
 VALUES = {"steps": "1,2,5,10,20,50,100", **dict.fromkeys(SCALES, "0,0.5,1,1.5,2,3,5,7.5")}

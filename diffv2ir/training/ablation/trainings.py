@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from diffv2ir.data import Example
-from diffv2ir.training.ablation.cells import digest, examples_hash, model_hash, recorded_examples
+from diffv2ir.training.ablation.cells import model_hash
 from diffv2ir.training.cache import PICTURES, PictureFolder, file_hash
 from diffv2ir.training.config import from_mapping
+from diffv2ir.training.learnt import digest, examples_hash, recorded_examples
 from diffv2ir.training.phases import PhaseConfig, check_teacher, train_phase
 from diffv2ir.training.teacher import teacher_bands, teacher_hash
 from diffv2ir.training.tiny import STYLES
