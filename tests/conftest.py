@@ -56,9 +56,9 @@ def make_unet(in_channels: int = 12, seed: int = 0) -> UNet2DConditionModel:
 def make_vae() -> AutoencoderKL:
     torch.manual_seed(1)
     return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=(8, 8, 16),
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,

@@ -19,6 +19,7 @@ from diffv2ir.training.config import load_config
 from diffv2ir.training.loop import Loop, LoopConfig
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from diffv2ir.training.sharding import shard
+from train import launch
 
 COUNT, BATCH = 6, 4
 # Of one process's first map. Torch's own patience is made shorter than that.
@@ -97,6 +98,9 @@ def main(folder: Path) -> None:
         config, output = load_config(folder / f"{name}.yaml", PhaseConfig), Path(output)
         loop_module.shard = partial(recorded_shard, output / f"shard-{rank()}")
         train_phase(config, examples, vlum if config.phase == "3" else start, output, cache=output / "cache", vlum=vlum)
+    options = ["--data", task["data"], "--start", task["start"], "--vlum", task["vlum"], "--threads", "1"]
+    sys.argv = ["phase2", *options, "--output", task["command"], "--config", str(folder / "copied.yaml")]
+    launch.run_phase("2", "sd15/phase2.yaml", "")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ _BLOCKS = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
 _SMALL = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 MINI = {
     "unet": dict(in_channels=12, block_out_channels=(32, 64), cross_attention_dim=32, layers_per_block=1, **_BLOCKS),
-    "vae": dict(block_out_channels=(32,), latent_channels=4),
+    "vae": dict(block_out_channels=(32, 32), latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2),
     "text_encoder": dict(vocab_size=200, **_SMALL),
     "captioner": dict(
         text_config=dict(vocab_size=40, encoder_hidden_size=32, bos_token_id=2, eos_token_id=3, sep_token_id=3,

@@ -116,7 +116,7 @@ def test_latents_depend_on_the_map(examples, vae, segmenter, tmp_path):
 
 @pytest.mark.parametrize("zoom", [1.0, 2.0])
 def test_visible_infrared_and_map_have_the_same_crop_and_flip(examples, vae, segmenter, tmp_path, zoom):
-    view = dataclasses.replace(VIEW, variants=8, zoom=zoom)
+    view = dataclasses.replace(VIEW, resize=36, variants=8, zoom=zoom)
     same = dataclasses.replace(examples[0], infrared=examples[0].visible, segmentation=examples[0].visible)
     latents = LatentCache(tmp_path, vae, view, MapCache(tmp_path, segmenter, "regions"))
     latents.fill([same])

@@ -25,12 +25,12 @@ def compiled(bundle_folder):
 def test_a_photo_of_another_size_compiles_nothing(compiled, pipe, photo):
     own, counter = compiled
     # Below some 20,000 numbers PyTorch convolves in another way on a CPU, and compiles for it: larger than that.
-    settings = pipe.default_settings.replace(seed=1, steps=1, resolution=80)
+    settings = pipe.default_settings.replace(seed=1, steps=1, resolution=160)
     # The first is a square: nothing may be compiled for equal sides alone.
     shapes = [Image.new("RGB", (70, 70), "gray"), photo, Image.new("RGB", (64, 110), "red")]
     counts = []
     for shape in shapes:
-        conditioning = pipe.prepare(shape, caption="a car", segmentation=False, resolution=80)
+        conditioning = pipe.prepare(shape, caption="a car", segmentation=False, resolution=160)
         for style in ("general", "night"):
             ours, plain = (p.generate(conditioning, settings.replace(style=style)).levels for p in (own, pipe))
             np.testing.assert_allclose(ours, plain, atol=1e-5)

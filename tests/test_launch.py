@@ -4,7 +4,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ import torch
 from make_data import draw_scene, make_manifest_dataset, make_start_folder
 from safetensors.torch import load_file
 
-from diffv2ir import bundle
 from diffv2ir.data import read_examples
 from diffv2ir.training.config import load_config
 from diffv2ir.training.phases import PhaseConfig, train_phase
@@ -130,26 +128,6 @@ def test_tiny_checks_its_data_first(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="error: .*has no captions"):
         tiny.main()
     assert not (tmp_path / "run").exists()
-
-
-def test_accelerate_launch_trains_with_two_processes(start, bundle_folder, tmp_path):
-    data, config, output = tmp_path / "data", tmp_path / "phase2.yaml", tmp_path / "run"
-    make_manifest_dataset(data, pairs=4, infrared=0)
-    config.write_text(PHASE2)
-    options = dict(data=data, start=start, output=output, config=config, vlum=bundle_folder, threads=1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # With --cpu accelerate starts several processes by MPI alone.
-    launcher = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    command = [sys.executable, "-m", *launcher.split(), f"--main_process_port={port}", "-m", "train.phase2"]
-    command += [f"--{name}={value}" for name, value in options.items()]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.split() == [str(output / "result")]  # by one of them
-    bundle.check(output / "result")
-    assert list((output / "cache").glob("captions-*-of-2.json"))  # two shared the work
 
 
 LONGER = """

@@ -232,7 +232,7 @@ def test_phases_see_scaled_targets_conditions_and_prompts(chain):
     for name in ("2", "adapter", "full"):
         for scaling, prompts, conditions in chain.seen[name]:
             assert scaling == 0.5  # of the small autoencoder
-            assert conditions == (8, 8, 8)
+            assert conditions == (8, 4, 4)
             assert any(prompt == build_prompt(caption) for prompt in prompts for caption in captions if caption)
 
 

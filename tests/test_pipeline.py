@@ -94,8 +94,8 @@ def test_prepared_values(pipe, photo):
     assert prepared.image.size == prepared.size == prepared.segmentation.size == photo.size
     assert prepared.prompt.startswith("turn the visible image of") == bool(prepared.caption)
     assert prepared.prompt_embeds.shape == prepared.null_embeds.shape == (1, 16, 32)
-    # 90 x 70 at a shorter side of 64: 84 x 64 pixels, halved once by the VAE.
-    assert prepared.visible_latents.shape == prepared.segmentation_latents.shape == (1, 4, 32, 42)
+    # 90 x 70 at a shorter side of 64: 80 x 64 pixels, halved twice by the VAE.
+    assert prepared.visible_latents.shape == prepared.segmentation_latents.shape == (1, 4, 16, 20)
     assert prepared.resolution == 64
     assert set(prepared.timings) == {"caption", "segmentation", "text", "encode"}
 
@@ -259,12 +259,12 @@ def test_callback_sees_every_step(pipe, conditioning):
     seen = []
 
     def callback(step, total, estimate):
-        assert estimate.latents.shape == (1, 4, 32, 42)
+        assert estimate.latents.shape == (1, 4, 16, 20)
         seen.append((step, total, estimate()))
 
     output = pipe.generate(conditioning, QUICK.replace(steps=3), callback)
     assert [(step, total) for step, total, _ in seen] == [(1, 3), (2, 3), (3, 3)]
-    assert all(picture.mode == "L" and picture.size == (84, 64) for *_, picture in seen)
+    assert all(picture.mode == "L" and picture.size == (80, 64) for *_, picture in seen)
     assert same(output, pipe.generate(conditioning, QUICK.replace(steps=3)))
     # The last estimate is the picture, before it gets the size of the photo.
     final = seen[-1][2].resize(output.image.size, Image.Resampling.BICUBIC)

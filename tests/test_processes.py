@@ -56,38 +56,32 @@ def folder(bundle_folder, tmp_path_factory):
     start = make_start_folder(bundle_folder, folder / "start")
     task = {"data": str(data), "start": str(start), "vlum": str(bundle_folder)}
     task["outputs"] = {name: str(folder / "runs" / name) for name in PHASES}
+    task["command"] = str(folder / "runs" / "command")
     (folder / "phase.json").write_text(json.dumps(task))
     for name, text in PHASES.items():
         (folder / f"{name}.yaml").write_text(text)
     for name in ("alone-then-two", "alone-then-shared"):
         make_loop(folder / name, 3).run()
-    run_two(sys.executable, TESTS / "processes.py", folder)
+    (folder / "stdout").write_text(run_two(TESTS / "processes.py", folder))
     return folder
 
 
 def run_two(*command):
+    """Standard output of `accelerate launch` with two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # With --cpu accelerate starts several processes by MPI alone.
+    launcher = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    common = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2,
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1, "PYTHONPATH": paths,
-    }  # fmt: skip
-    started = []
-    for rank in (0, 1):
-        own = {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        started.append(
-            subprocess.Popen(
-                [*map(str, command)],
-                env={**os.environ, **own},
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-        )
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+    ended = subprocess.run(
+        [sys.executable, "-m", *launcher.split(), f"--main_process_port={port}", *map(str, command)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +110,12 @@ def test_two_processes_train_a_unet_as_one_does(folder, name, tmp_path):
         changed = "mid_block.resnets.0.conv1.weight"
         assert not torch.equal(load_file(start / WEIGHTS)[changed], own[changed])
     assert len(list((folder / "runs" / name).glob("shard-*"))) == (2 if config.loop.shard else 0)
+
+
+def test_the_command_trains_with_two_processes(folder):
+    result = folder / "runs" / "command" / "result"
+    assert (folder / "stdout").read_text().split() == [str(result)]  # by one of them
+    bundle.check(result)
 
 
 def test_each_process_fills_its_part_of_the_caches(folder):

@@ -155,7 +155,7 @@ def test_another_rule_encodes_anew(pipe, photo):
     prepared = pipe.prepare(wide, caption="a", segmentation=False, resolution=128)
     settings = pipe.default_settings.replace(seed=1, steps=1, resolution=128, resolution_rule="longer")
     direct = pipe.prepare(wide, caption="a", segmentation=False, resolution=128, resolution_rule="longer")
-    assert prepared.visible_latents.shape[2:] == (64, 182) and direct.visible_latents.shape[2:] == (32, 64)
+    assert prepared.visible_latents.shape[2:] == (32, 92) and direct.visible_latents.shape[2:] == (16, 32)
     assert pipe.generate(prepared, settings).levels.shape == (64, 128)
     assert pipe.generate(prepared, settings).image.tobytes() == pipe.generate(direct, settings).image.tobytes()
     assert pipe.generate(direct).levels.shape == (64, 128)

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("local", "ray")
 RETRIES = 2
+# What `Annotator` imports.
+_BLIP = "transformers.models.blip"
+_OF_WORKERS = (f"{_BLIP}.modeling_blip", f"{_BLIP}.processing_blip", "diffv2ir.vlum.caption", "diffv2ir.vlum.segment")
 REPORT_EVERY = 30.0  # seconds, also while no shard gets done
 
 Result = tuple[str, int | None, str]  # shard, images (None = taken by another job), what went wrong ("" = nothing)
@@ -175,7 +178,9 @@ def _local(folder: Path, bundle: Path, shards: Sequence[str], workers: int) -> I
 
 def _pool(folder: Path, bundle: Path, shards: Sequence[str], workers: int) -> Iterator[Result]:
     """The results of as many processes, as they come, until one of them is killed."""
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    # CUDA does not survive a fork of this process; the server's has none, and has imported what takes seconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *_OF_WORKERS])
     numbers = context.Value("i", 0)
     with ProcessPoolExecutor(workers, context, _start_worker, (bundle, numbers, workers)) as pool:
         for future in as_completed([pool.submit(_work, folder, shard) for shard in shards]):
