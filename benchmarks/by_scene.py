@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
     record = json.loads(arguments.scores.read_text(encoding="utf-8"))
     examples = read_examples(arguments.data, split=record["split"], kinds=["pairs"])
-    scene_of = {example.id: (example.source, example.scene) for example in examples}
+    scene_of = {example.id: example.place for example in examples}
     print(to_markdown({method: own["images"] for method, own in record["methods"].items()}, scene_of))
 
 

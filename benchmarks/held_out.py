@@ -28,5 +28,5 @@ def few_of_each_scene(examples: Sequence[Example], most: int = 5) -> list[Exampl
     """At most so many examples of a scene, so that no video outweighs a camera."""
     scenes: dict[tuple[str, str], list[Example]] = defaultdict(list)
     for example in examples:
-        scenes[example.source, example.scene].append(example)
+        scenes[example.place].append(example)
     return [example for scene in scenes.values() for example in spread(scene, most)]

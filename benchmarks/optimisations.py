@@ -167,8 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         photo = open_image(options.photo[0]) if options.photo else example_photo()
         chosen = {name: change for name, change in rows(options).items() if not options.rows or name in options.rows}
-        if not chosen:
-            raise ValueError(f"no such row: {', '.join(options.rows)}; there are {', '.join(rows(options))}")
+        if unknown := set(options.rows or ()) - set(chosen):
+            raise ValueError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(rows(options))}")
+        if len(options.photo or ()) > 1:
+            raise ValueError(f"one photo is measured, got {len(options.photo)}")
         pipe = build_pipeline(options)
         changes = {**PRESETS["paper"], "steps": options.steps, "seed": options.seed}
         if options.resolution is not None:

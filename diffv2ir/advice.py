@@ -13,12 +13,11 @@ _SHARE = 0.25
 
 @dataclass(frozen=True)
 class Advice:
-    """A fault, the setting to move and which way (+1 up, -1 down), and why that helps."""
+    """A fault, the setting to move and which way (+1 up, -1 down)."""
 
     fault: str
     setting: str
     direction: int
-    reason: str
 
     def apply(self, settings: GenerationSettings) -> GenerationSettings:
         """The settings with this one moved by a quarter, and by 0.5, or a quarter of its range, at least.
@@ -33,14 +32,14 @@ class Advice:
 
 
 ADVICE = (
-    Advice("Texture of the photo shows through", "visible_scale", -1, "the photo guides less"),
-    Advice("Structure of the scene is lost", "visible_scale", +1, "the photo guides more"),
-    Advice("Objects run into each other", "segmentation_scale", +1, "the map's regions are kept apart more"),
-    Advice("Regions look cut out", "segmentation_scale", -1, "the map guides less"),
-    Advice("Heat is flat", "text_scale", +1, "the words say what is warm, and weigh more"),
-    Advice("Halos around lamps, too much contrast", "text_scale", -1, "the words weigh less"),
-    Advice("The whole picture is gray", "gain_control", +1, "the grays are spread further, towards black and white"),
-    Advice("Too much black and white", "gain_control", -1, "the grays stay nearer to what was predicted"),
-    Advice("Outlines are soft", "edge_radius", +1, "the photo's edges are followed in a wider neighbourhood"),
-    Advice("Print and shadows of the photo show", "edge_radius", -1, "the photo's edges are followed less"),
+    Advice("Texture of the photo shows through", "visible_scale", -1),
+    Advice("Structure of the scene is lost", "visible_scale", +1),
+    Advice("Objects run into each other", "segmentation_scale", +1),
+    Advice("Regions look cut out", "segmentation_scale", -1),
+    Advice("Heat is flat", "text_scale", +1),
+    Advice("Halos around lamps, too much contrast", "text_scale", -1),
+    Advice("The whole picture is gray", "gain_control", +1),
+    Advice("Too much black and white", "gain_control", -1),
+    Advice("Outlines are soft", "edge_radius", +1),
+    Advice("Print and shadows of the photo show", "edge_radius", -1),
 )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffv2ir.bundle import BundleError
 from diffv2ir.cli_evaluate import add_evaluate_commands
 from diffv2ir.cli_models import add_model_commands
 from diffv2ir.cli_settings import add_settings_arguments, settings_from
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (CommandError, HubError, OutOfDeviceMemory) as error:
+    except (CommandError, BundleError, FloatingPointError, HubError, OutOfDeviceMemory) as error:
         print(f"diffv2ir {options.command}: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:

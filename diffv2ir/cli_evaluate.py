@@ -125,7 +125,7 @@ def _views(options: argparse.Namespace) -> list[View]:
     views: list[View] = [EfficientNetView()] if has_frechet_weights() else []
     if options.fid:
         try:
-            views.append(InceptionView())
+            views.append(InceptionView(options.device))
         except (ModuleNotFoundError, WeightsMissing) as error:
             raise CommandError(error) from error
     return views

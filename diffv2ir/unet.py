@@ -9,6 +9,8 @@ from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from diffv2ir.bundle import BundleError
+
 
 def widen_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
     """Give the UNet more input channels; what it computes from the old ones stays as it is.
@@ -76,12 +78,12 @@ def load_lora(unet: UNet2DConditionModel, folder: str | Path, name: str) -> None
     """Attach the adapter that `unet.save_lora_adapter(folder, name)` wrote.
 
     Raises:
-        ValueError: the file is missing or damaged, or made for a UNet of other layers or shapes; `unet` is then left
+        BundleError: the file is missing or damaged, or made for a UNet of other layers or shapes; `unet` is then left
             without any adapter.
     """
     path = Path(folder) / "pytorch_lora_weights.safetensors"
     if not path.is_file():
-        raise ValueError(f"style {name!r}: {path} is missing")
+        raise BundleError(f"style {name!r}: {path} is missing")
     try:
         with safe_open(path, "pt") as tensors:
             wanted = {key.rpartition(".lora_")[0] for key in tensors.keys()}
@@ -95,7 +97,7 @@ def load_lora(unet: UNet2DConditionModel, folder: str | Path, name: str) -> None
             raise ValueError(f"the UNet has no layer {', '.join(unknown[:3])}" if unknown else "it is empty")
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         _remove_lora(unet)
-        raise ValueError(f"style {name!r} in {folder} does not fit this UNet: {error}") from error
+        raise BundleError(f"style {name!r} in {folder} does not fit this UNet: {error}") from error
 
 
 def _lora_layers(unet: nn.Module) -> dict[str, nn.Module]:

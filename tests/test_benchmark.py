@@ -154,5 +154,6 @@ def test_every_optimisation_draws_the_same_picture(monkeypatch, photo_file, tmp_
     assert not compilation.is_compiled(pipe)
     printed = capsys.readouterr().out
     assert "| compiled, channels_last |" in printed and printed.count("\n| ") == len(rows) + 2
-    assert optimisations.main([*flags, "--rows", "magic"]) == 2
+    assert optimisations.main([*flags, "--rows", "fp16", "magic"]) == 2
     assert "no such row: magic" in capsys.readouterr().err
+    assert optimisations.main([*flags, str(photo_file)]) == 2

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from diffv2ir.data.alignment import Warp, alignment, choose_threshold, warp, warp_scores
 from diffv2ir.data.cleaning import STAGES, CleaningConfig, clean
-from diffv2ir.data.hashing import BITS, difference_hash, near_pairs, nearest
+from diffv2ir.data.hashing import BITS, difference_hash, near_pairs
 from diffv2ir.data.measure import Measures, black_border, measure, open_infrared
 from diffv2ir.data.splits import cut_scenes, join_scenes, official_report, split_by_scene
 from diffv2ir.imaging import open_image
@@ -78,7 +78,6 @@ def test_hash_survives_another_size_and_compression_and_tells_scenes_apart():
         image.resize((100, 75)).save(buffer, "JPEG", quality=50)
         copies.append(Image.open(buffer))
     hashes = [difference_hash(image) for image in images]
-    assert nearest([difference_hash(copy) for copy in copies], hashes).max() <= 32
     pairs = near_pairs([(value, value) for value in [*hashes, *map(difference_hash, copies)]])
     assert pairs == [(k, k + 6) for k in range(6)]
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,6 +246,20 @@ def test_interrupted(loaded, photos, tmp_path, capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_manifest_dataset(tmp_path_factory.mktemp("data") / "set", pairs=4, infrared=1)
+
+
+def test_a_damaged_style_is_named(bundle_folder, photos, tmp_path, monkeypatch, capsys):
+    damaged = shutil.copytree(bundle_folder, tmp_path / "damaged")
+    (damaged / "styles" / "night" / "pytorch_lora_weights.safetensors").write_bytes(b"half of it")
+    monkeypatch.setenv("DIFFV2IR_TINY", str(damaged))
+    assert translate(photos / "street.png", "--out", tmp_path / "out", "--style", "night") == 2
+    assert "style 'night' in " in (message := capsys.readouterr().err) and "does not fit this UNet" in message
+
+
+def test_a_picture_that_is_not_finite_says_what_helps(loaded, data, monkeypatch, capsys):
+    monkeypatch.setattr(loaded.vae, "decode", lambda latents: SimpleNamespace(sample=latents * float("nan")))
+    assert evaluate(data, "--split", "train", "--limit", 1) == 2
+    assert "load the bundle in float32" in capsys.readouterr().err
 
 
 def evaluate(data, *arguments) -> int:

@@ -38,6 +38,13 @@ def test_malformed_line_is_named(manifest):
         read_examples(manifest)
 
 
+def test_equal_ids_are_named(manifest):
+    text = (manifest / "manifest.jsonl").read_text()
+    (manifest / "manifest.jsonl").write_text(f"{text}\n{text.splitlines()[3]}")
+    with pytest.raises(DataError, match="the id 'scene3' is there 2 times"):
+        read_examples(manifest)
+
+
 def test_pair_without_visible_image_is_refused(manifest):
     lines = (manifest / "manifest.jsonl").read_text().splitlines()
     record = json.loads(lines[2])

@@ -96,6 +96,32 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_told_now_and_then_is_averaged_over_these_times(tmp_path):
+    def loss(model, draws):
+        told = {"high": torch.tensor(3.0)} if draws[0].position % 8 == 1 else {}  # of one chunk in every second step
+        return {**noisy_loss(model, draws), **told}
+
+    loop = make_loop(tmp_path, loss=loss, micro_batch_size=1, log_every=4)
+    loop.run()
+    assert loop.history[0]["high"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ({"ema_decay": 0.0}, {}, "has no state for ema_decay 0.9, it was trained with 0.0"),
+        ({}, {"optimizer": "adamw8bit"}, "has no state for optimizer adamw8bit, it was trained with adamw"),
+    ],
+)
+def test_a_state_of_another_kind_is_refused(before, now, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=torch.optim.AdamW))
+    make_loop(tmp_path, steps=2, **before).run()
+    with pytest.raises(TrainingError, match=f"step-0000002 {message}: set it back"):
+        make_loop(tmp_path, **now).run()
+    make_loop(tmp_path, **before).run()
+
+
 def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path):
     def exploding(model, draws):
         loss = noisy_loss(model, draws)["loss"]

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import errno
 import json
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -245,6 +246,24 @@ def test_result_is_a_bundle_that_generates(chain, photo, name):
     pictures = [pipe(photo, pipe.default_settings.replace(seed=1, style=style)).image for style in pipe.styles]
     assert all(picture.size == photo.size and picture.mode == "L" for picture in pictures)
     assert len({picture.tobytes() for picture in pictures}) == len(pipe.styles)
+
+
+@pytest.mark.parametrize(("name", "style"), [("1", "infrared"), ("adapter", "dusk")])
+def test_an_adapter_that_is_trained_again_replaces_the_one_before(chain, tmp_path, name, style):
+    before = chain.results[name]
+    if name == "adapter":  # with another style after it
+        before = shutil.copytree(before, tmp_path / "start")
+        shutil.copytree(before / "styles" / style, before / "styles" / "noon")
+        index = json.loads((before / bundle.INDEX).read_text())
+        (before / bundle.INDEX).write_text(json.dumps(index | {"styles": ["general", style, "noon"]}))
+    file = f"styles/{style}/{bundle.ADAPTER}"
+    old = (before / file).read_bytes()
+    config = replace(CONFIGS[name], loop=replace(LOOP, seed=1))
+    options = dict(cache=tmp_path / "cache", vlum=chain.vlum)
+    result = train_phase(config, chain.examples, before, tmp_path / "again", **options)
+    assert (result / file).read_bytes() != old == (before / file).read_bytes()
+    if name == "adapter":
+        assert json.loads((result / bundle.INDEX).read_text())["styles"] == ["general", "noon", style]
 
 
 @pytest.mark.parametrize("name", ["2", "adapter", "full"])

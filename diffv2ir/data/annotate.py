@@ -33,6 +33,7 @@ from diffv2ir.data.shards import (
 )
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import open_image
+from diffv2ir.settings import MAP_STYLES
 
 PARTS = ("captioner", "captioner_processor", "segmenter")
 _BATCH = 8
@@ -73,7 +74,7 @@ def map_style(bundle: Path) -> str:
         raise DataError(f"{bundle} cannot annotate: it has no folder {', '.join(missing)}")
     if not index.is_file():
         raise DataError(f"{bundle} is no bundle: it has no {bundles.INDEX}")
-    return json.loads(index.read_text()).get("map_style", "regions")
+    return json.loads(index.read_text()).get("map_style", MAP_STYLES[0])
 
 
 def model_name(bundle: Path) -> str:

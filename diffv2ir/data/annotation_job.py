@@ -168,7 +168,7 @@ def _local(folder: Path, bundle: Path, shards: Sequence[str], workers: int) -> I
         killed = [shard for shard in turn if shard in undone and progress(folder, shard)[0] != before[shard]]
         in_vain += not killed
         if in_vain > RETRIES:
-            raise DataError("workers die before they annotate anything, perhaps for want of memory")
+            raise DataError("workers die before they annotate anything: see the errors above, or they want memory")
         for shard in killed:
             tries[shard] += 1
             if tries[shard] > RETRIES:

@@ -129,6 +129,8 @@ def _read_manifest(folder: Path) -> list[Example]:
             problems.append(f"{example.id}: kind {example.kind!r} needs a visible and an infrared image")
         problems += [f"{example.id}: no file {path}" for path in paths.values() if path and not path.is_file()]
         examples.append(example)
+    counts = Counter(example.id for example in examples)
+    problems += [f"the id {name!r} is there {count} times" for name, count in counts.items() if count > 1]
     _raise_problems(folder, problems)
     return examples
 

@@ -50,12 +50,6 @@ def near_pairs(hashes: Sequence[tuple[bytes, bytes | None]], near: int = NEAR) -
     return found
 
 
-def nearest(first: Sequence[bytes], second: Sequence[bytes]) -> np.ndarray:
-    """The bits by which each hash of `first` differs from the nearest of `second`: int (len(first),)."""
-    one, other = _words(first), _words(second)
-    return np.concatenate([_distance(one[s : s + _CHUNK], other).min(axis=1) for s in range(0, len(one), _CHUNK)])
-
-
 def _words(hashes: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), dtype=np.uint64).reshape(-1, BITS // 64)
 

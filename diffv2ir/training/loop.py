@@ -13,12 +13,14 @@ import logging
 import math
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -287,20 +289,20 @@ class Loop:
         writer = SummaryWriter(self.output / "tensorboard", purge_step=self.step) if main else None
         bar = tqdm(total=self.config.steps, initial=self.step, desc=self.name, disable=not main, mininterval=5)
         self.model.train()
-        sums: dict[str, float] = {}
+        values: dict[str, list[float]] = defaultdict(list)
         started, seen = time.monotonic(), 0
         while self.step < self.config.steps:
             for key, value in self._optimizer_step().items():
-                sums[key] = sums.get(key, 0.0) + value
+                values[key].append(value)
             self.step += 1
             seen += 1
             bar.update()
             if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-                means = {key: value / seen for key, value in sums.items()}
+                means = {key: fmean(known) for key, known in values.items()}
                 means["seconds_per_step"] = (time.monotonic() - started) / seen
                 self._log(writer, means)
                 bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()})
-                sums, seen, started = {}, 0, time.monotonic()
+                values, seen, started = defaultdict(list), 0, time.monotonic()
             last = self.step == self.config.steps
             if self.validate and self.config.validate_every and (self.step % self.config.validate_every == 0 or last):
                 self._gather_average()
@@ -315,13 +317,14 @@ class Loop:
             writer.close()
 
     def _optimizer_step(self) -> dict[str, float]:
+        """The means of what the loss told; of what it told for some chunks, over these."""
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
         draws = self.sampler.draws(self.step, config.batch_size)
         mine = draws[accelerator.process_index * self.share : (accelerator.process_index + 1) * self.share]
         chunks = [mine[i : i + self.micro] for i in range(0, self.share, self.micro)]
-        sums: dict[str, float] = {}
+        values: dict[str, list[float]] = defaultdict(list)
         for number, chunk in enumerate(chunks):
             # Layers with dropout draw from the global generator: tie it to the step as well.
             torch.manual_seed(mix_seed(config.seed, 2, chunk[0].position))
@@ -332,15 +335,16 @@ class Loop:
                 losses = self.loss(self.model, chunk)
                 accelerator.backward(losses["loss"] / len(chunks))
             for key, value in losses.items():
-                sums[key] = sums.get(key, 0.0) + value.item() / len(chunks)
-        sums["loss"] = self._mean_of_processes(sums["loss"])
+                values[key].append(value.item())
+        means = {key: fmean(told) for key, told in values.items()}
+        means["loss"] = self._mean_of_processes(means["loss"])
         norm = gathered(accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm))
         # With fp16, gradients may overflow now and then: the scaler skips such a step and lowers its scale.
         scaled = accelerator.scaler is not None and accelerator.scaler.get_scale() > 1
-        if not math.isfinite(sums["loss"]) or not (scaled or torch.isfinite(norm)):
+        if not math.isfinite(means["loss"]) or not (scaled or torch.isfinite(norm)):
             last = latest_checkpoint(self.output)
             raise TrainingError(
-                f"{self.name}: step {self.step + 1} gave loss {sums['loss']} and gradient norm {float(norm)}. "
+                f"{self.name}: step {self.step + 1} gave loss {means['loss']} and gradient norm {float(norm)}. "
                 f"Last good checkpoint: {last.name if last else 'none'}. Lower learning_rate "
                 f"(now {config.learning_rate:g}) or turn mixed_precision off, then start again to resume."
             )
@@ -348,7 +352,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema and not self.optimizer.step_was_skipped:
             self.ema.step(self._parameters_for_average())
-        return sums
+        return means
 
     def _mean_of_processes(self, value: float) -> float:
         """All processes log the same loss and, where it is not finite, all stop: none waits for another."""
@@ -457,6 +461,13 @@ class Loop:
         shapes = [tuple(p.shape) for p in self.parameters]
         if [tuple(p.shape) for p in state["parameters"]] != shapes:
             raise TrainingError(f"{folder} was written by a model of another shape; choose another output folder")
+        before, now = saved["config"], asdict(self.config)
+        for name in ("optimizer", "ema_decay") if self.ema and not state["ema"] else ("optimizer",):
+            if before.get(name, now[name]) != now[name]:
+                raise TrainingError(
+                    f"{folder} has no state for {name} {now[name]}, it was trained with {before[name]}: "
+                    "set it back, or choose another output folder"
+                )
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
             parameter.data.copy_(part_like(value, parameter.data))
         for number, moments in state["optimizer"]["state"].items():
@@ -464,7 +475,7 @@ class Loop:
                 if isinstance(value, Tensor) and value.shape == self.parameters[number].shape:
                     moments[name] = part_like(value, self.parameters[number].data)
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.ema:
             averages = zip(state["ema"]["shadow_params"], self.parameters, strict=True)

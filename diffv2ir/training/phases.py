@@ -531,8 +531,9 @@ def write_result(config: PhaseConfig, unet: nn.Module, start: Path, vlum: Path, 
     for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
         link_tree(start / name, folder / name)
     if config.phase in ("base", "1"):
+        link_tree(start / "styles", folder / "styles")
         if config.phase == "1":
-            unet.save_lora_adapter(folder / "styles" / "infrared", adapter_name="infrared")
+            _save_adapter(unet, folder, "infrared")
             unet = merge_lora(copy.deepcopy(unet))  # the training goes on with the adapter apart
         unet.save_pretrained(folder / "unet")
         _write_text_to_image_index(start, folder)
@@ -542,18 +543,22 @@ def write_result(config: PhaseConfig, unet: nn.Module, start: Path, vlum: Path, 
     if config.lora:
         for name in ("unet", "styles"):
             link_tree(start / name, folder / name)
-        unet.save_lora_adapter(folder / "styles" / config.style, adapter_name=config.style)
+        _save_adapter(unet, folder, config.style)
     else:
         unet.save_pretrained(folder / "unet")
     _write_bundle_index(config, start, folder, bands)
+
+
+def _save_adapter(unet: nn.Module, folder: Path, style: str) -> None:
+    """In place of the one of that name that `start` had."""
+    shutil.rmtree(folder / "styles" / style, ignore_errors=True)
+    unet.save_lora_adapter(folder / "styles" / style, adapter_name=style)
 
 
 def _write_text_to_image_index(start: Path, folder: Path) -> None:
     index = json.loads((start / "model_index.json").read_text())
     index["unet"] = ["diffusers", "UNet2DConditionModel"]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
-    if (start / "styles").is_dir():
-        link_tree(start / "styles", folder / "styles")
 
 
 def _write_bundle_index(config: PhaseConfig, start: Path, folder: Path, bands: Set[str]) -> None:
@@ -570,14 +575,15 @@ def _write_bundle_index(config: PhaseConfig, start: Path, folder: Path, bands: S
             "styles": [GENERAL_STYLE],
         }
     # Adapters of other weights do not fit: they stay behind when all weights were trained.
-    styles = [*before["styles"], config.style] if config.lora else [GENERAL_STYLE]
+    others = [style for style in before["styles"] if style != config.style]
+    styles = [*others, config.style] if config.lora else [GENERAL_STYLE]
     known = dict(before.get("bands", {})) if config.lora else {}
     if len(bands) == 1:
         known[styles[-1]] = next(iter(bands))
     index = {
         **before,
         "_diffusers_version": diffusers.__version__,
-        "styles": list(dict.fromkeys(styles)),
+        "styles": styles,
         "bands": known,
         "map_style": config.map_style,
         "defaults": GenerationSettings.from_dict(config.defaults or before.get("defaults") or {}).to_dict(),

@@ -14,6 +14,9 @@ from diffv2ir.ui.stream import Step, stream
 if TYPE_CHECKING:
     from diffv2ir.ui.page import Page
 
+# The settings that say what is made of a photo before it is translated.
+_PREPARING = ("resolution", "resolution_rule", "captioning", "map_style")
+
 
 class Api:
     """Invisible components that give the endpoints their signature."""
@@ -48,7 +51,7 @@ class Api:
             api_name="translate",
             **MODEL_QUEUE,
         )
-        prepare = {**shared, **{name: tab.settings[name] for name in ("resolution", "captioning", "map_style")}}
+        prepare = {**shared, **{name: tab.settings[name] for name in _PREPARING}}
         self.triggers[1].click(
             by_name(self.prepare, prepare),
             list(prepare.values()),
@@ -60,7 +63,7 @@ class Api:
     def prepare(self, data: dict[str, Any]) -> tuple[str, Any]:
         """What the model understands of a photo: its caption and its segmentation map."""
         photo = _photo(data)
-        asked = {name: data[name] for name in ("resolution", "captioning", "map_style")}
+        asked = {name: data[name] for name in _PREPARING}
         settings = self.page.facts.defaults.replace(**asked)
         conditioning = data["session"].understand(self.page.pipe, photo, **settings.preparation)
         return conditioning.caption, conditioning.segmentation

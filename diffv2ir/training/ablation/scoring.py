@@ -24,7 +24,6 @@ from diffv2ir.training.loop import process_state
 logger = logging.getLogger(__name__)
 
 SPLITS = ("validation", "train", "test")
-SWITCHES = ("map", "caption")
 
 Draw = Callable[[Example, Conditioning], tuple[Image.Image, int]]
 """An example and what is known of its photo -> the picture, and how often the UNet was evaluated for it."""
