@@ -169,7 +169,7 @@ def test_configurations_without_weights_are_counted(start, bundle_folder, data, 
 def saved_by_a_real_forward_pass(unet, config, tokens):
     """Bytes that autograd saves on the CPU, where attention is fused too, each tensor once and without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
-    saved, side = {}, config.view.crop // 2
+    saved, side = {}, config.view.crop // 4
 
     def keep(tensor):
         if tensor.untyped_storage().data_ptr() not in weights:
