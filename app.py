@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import socket
 import sys
@@ -145,16 +146,20 @@ def _require_mcp() -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
+    return _whole(text, math.inf, "of at least 1")
 
 
 def _port(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"must be from 1 to 65535, got {value}")
+    return _whole(text, 65535, "from 1 to 65535")
+
+
+def _whole(text: str, most: float, words: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= most:
+        raise argparse.ArgumentTypeError(f"must be a whole number {words}, got {text!r}")
     return value
 
 
@@ -169,8 +174,11 @@ def _read_environment(parser: argparse.ArgumentParser) -> None:
         allowed = _YES + _NO if switch else action.choices
         if allowed and value not in allowed:
             parser.error(f"environment variable {variable}: must be one of {', '.join(allowed)}, got {value!r}")
-        # A text is converted, and refused, as if it were the option's.
-        parser.set_defaults(**{action.dest: value in _YES if switch else value})
+        try:
+            given = value in _YES if switch else (action.type or str)(value)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"environment variable {variable}: {error}")
+        parser.set_defaults(**{action.dest: given})
 
 
 if __name__ == "__main__":

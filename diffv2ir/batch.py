@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from diffv2ir.imaging import ImageError, ImageSource
 from diffv2ir.memory import OutOfDeviceMemory
 from diffv2ir.settings import GenerationSettings
@@ -55,7 +53,6 @@ def translate_photos(
     caption: str | None = None,
     segmentation: ImageSource | None | bool = None,
     callback: Callback | None = None,
-    max_pixels: int | None = None,
 ) -> Iterator[PhotoResult]:
     """Translate photo after photo, yielding a result for each; one that cannot be used fails and the rest goes on.
 
@@ -64,7 +61,6 @@ def translate_photos(
         caption, segmentation: of all photos, as for `DiffV2IRPipeline.prepare`.
         callback: called as callback(number, step, steps), with step 0 before a photo is understood and again before it
             is denoised; returning False ends the work there, and the photo in work is yielded as "stopped".
-        max_pixels: photos of more pixels fail.
 
     Raises:
         ValueError: what is wrong for every photo, such as a style that the bundle does not have.
@@ -79,8 +75,6 @@ def translate_photos(
         output, status, error = None, DONE, ""
         started = time.monotonic()
         try:
-            if max_pixels is not None:
-                check_pixels(photo, max_pixels)
             conditioning = pipe.prepare(photo, caption, segmentation, **settings.preparation)
             if goes_on(0, settings.steps):
                 output = pipe.generate(conditioning, settings, goes_on)
@@ -92,24 +86,6 @@ def translate_photos(
         yield PhotoResult(number, photo.name, status, output, error, time.monotonic() - started)
         if status == STOPPED:
             return
-
-
-def check_pixels(photo: Path, max_pixels: int) -> None:
-    """Refuse a photo of too many pixels by what its header says, before they are unpacked.
-
-    Raises:
-        ImageError: more than `max_pixels`. A file that cannot be read at all is left to `imaging.open_image`.
-    """
-    limit = f"a photo may have at most {max_pixels / 1e6:g} million pixels"
-    try:
-        with Image.open(photo) as image:
-            width, height = image.size
-    except Image.DecompressionBombError:
-        raise ImageError(f"{photo}: too large, {limit}") from None
-    except Exception:  # Pillow's readers of headers raise nearly anything over a damaged file
-        return
-    if width * height > max_pixels:
-        raise ImageError(f"{photo}: too large ({width}x{height}), {limit}")
 
 
 def without_folder(message: str, path: Path) -> str:

@@ -48,6 +48,11 @@ def limit_pixels(pixels: int) -> None:
     _max_pixels = Image.MAX_IMAGE_PIXELS = pixels
 
 
+def pixel_limit() -> int:
+    """The most pixels that a photo may have, see `limit_pixels`."""
+    return _max_pixels
+
+
 def open_image(source: ImageSource) -> Image.Image:
     """Any image as 8-bit RGB, upright (EXIF orientation applied).
 

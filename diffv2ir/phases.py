@@ -73,23 +73,18 @@ def draw_phases(
     """
     size = {"resolution": conditioning.resolution, "resolution_rule": conditioning.resolution_rule}
     settings = settings.replace(seed=settings.seed or 0, **size)
-    early = _early_folder(pipe)
     names = held_phases(pipe)
     if only is not None:
         if only not in names:
             raise ValueError(f"the phase must be one of {', '.join(names)}, got {only!r}")
         names = [only]
-    unet = None if early is None else _load_base(pipe, early)
     for done, name in enumerate(names):
 
         def goes_on(step: int, steps: int, estimate=None, done: int = done) -> bool:
             return callback is None or callback(done, step, steps) is not False
 
         if name in ("base", "phase 1"):
-            if name == "phase 1":
-                _add_infrared(unet, early / INFRARED)
-            prompt = conditioning.caption if name == "base" else INFRARED_PROMPT
-            image = _repaint(pipe, unet, conditioning, prompt, settings, goes_on)
+            image = pipe.repaint(name, conditioning, settings, goes_on)
         else:
             style = name.partition(", ")[2] or GENERAL_STYLE
             output = pipe.generate(conditioning, settings.replace(style=style), goes_on)
@@ -97,6 +92,34 @@ def draw_phases(
         if image is None:
             return
         yield PhasePicture(name, image)
+
+
+def repaint(
+    pipe: DiffV2IRPipeline,
+    phase: str,
+    conditioning: Conditioning,
+    settings: GenerationSettings,
+    goes_on: Callable[[int, int], bool],
+) -> Image.Image | None:
+    """The photo, repainted by the text-to-image model of "base" or "phase 1", which is loaded for it.
+
+    Args:
+        goes_on: called as goes_on(step, steps); returning False ends the work, and the answer is then None.
+
+    Raises:
+        ValueError: the text-to-image weights do not fit this bundle.
+    """
+    folder = _early_folder(pipe)
+    unet = _load_base(pipe, folder)
+    if phase == "base":
+        return _repaint(pipe, unet, conditioning, conditioning.caption, settings, goes_on)
+    _add_infrared(unet, folder / INFRARED)
+    return _repaint(pipe, unet, conditioning, INFRARED_PROMPT, settings, goes_on)
+
+
+def repaint_evaluations(settings: GenerationSettings) -> int:
+    """How often `repaint` evaluates the UNet: twice a step, with the text and without."""
+    return 2 * round(STRENGTH * max(_LEAST_STEPS, settings.steps))
 
 
 def _early_folder(pipe: DiffV2IRPipeline) -> Path | None:

@@ -518,6 +518,21 @@ class DiffV2IRPipeline(DiffusionPipeline):
             )
         return outputs
 
+    def repaint(
+        self,
+        phase: str,
+        conditioning: Conditioning,
+        settings: GenerationSettings,
+        callback: Callable[[int, int], bool],
+    ) -> Image.Image | None:
+        """The photo, repainted by the text-to-image model of an early phase, see `phases.repaint`.
+
+        A method like the others that compute, as a server may let another process compute in their place.
+        """
+        from diffv2ir import phases
+
+        return phases.repaint(self, phase, conditioning, settings, callback)
+
     def __call__(
         self,
         image: ImageSource,

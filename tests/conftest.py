@@ -1,6 +1,7 @@
 """A complete bundle of the real classes at the smallest configurations, made once per test session."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,22 @@ def bundle_folder(tmp_path_factory) -> Path:
                 parameter.normal_(generator=torch.Generator().manual_seed(5))
     styled.save_lora_adapter(folder / "styles" / "night", "night")
     pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grown_folder(bundle_folder, tmp_path_factory) -> Path:
+    """The bundle with base and phase 1."""
+    folder = tmp_path_factory.mktemp("grown") / "bundle"
+    shutil.copytree(bundle_folder, folder)
+    base = make_unet(in_channels=4, seed=8)
+    base.save_pretrained(folder / "phases" / "base")
+    base.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "conv1"]), "infrared")
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(6))
+    base.save_lora_adapter(folder / "phases" / "infrared", "infrared")
     return folder
 
 

@@ -46,9 +46,9 @@ def test_options_come_from_the_environment_and_the_flag_wins(monkeypatch):
 @pytest.mark.parametrize(
     "name, value, words",
     [
-        ("PORT", "many", "--port"),
-        ("PORT", "70000", "from 1 to 65535"),
-        ("QUEUE_SIZE", "0", "--queue-size"),
+        ("PORT", "many", "DIFFV2IR_PORT: must be a whole number from 1 to 65535, got 'many'"),
+        ("PORT", "70000", "DIFFV2IR_PORT: must be a whole number from 1 to 65535, got '70000'"),
+        ("QUEUE_SIZE", "0", "DIFFV2IR_QUEUE_SIZE: must be a whole number of at least 1, got '0'"),
         ("DTYPE", "int8", "DIFFV2IR_DTYPE: must be one of fp32"),
         ("MCP", "perhaps", "DIFFV2IR_MCP: must be one of 1"),
     ],
@@ -58,6 +58,14 @@ def test_a_bad_variable_is_refused_like_a_bad_option(monkeypatch, capsys, name, 
     with pytest.raises(SystemExit) as end:
         app.build_parser().parse_args([])
     assert end.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option, words", [("--port", "from 1 to 65535"), ("--max-pixels", "of at least 1")])
+@pytest.mark.parametrize("value", ["abc", "0", "1.5", ""])
+def test_a_number_of_another_kind_is_refused_in_plain_words(capsys, option, words, value):
+    with pytest.raises(SystemExit):
+        app.build_parser().parse_args([option, value])
+    assert f"argument {option}: must be a whole number {words}, got {value!r}" in capsys.readouterr().err
 
 
 def test_it_listens_to_this_machine_only_but_on_a_space(monkeypatch):

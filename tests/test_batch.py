@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffv2ir import imaging
 from diffv2ir.batch import PhotoResult, ResultsZip, output_stems, translate_photos
 from diffv2ir.metadata import restore
 
@@ -51,18 +52,13 @@ def test_no_error_names_a_folder(pipe, photo, settings, tmp_path, name):
     assert str(tmp_path) not in result.error and tmp_path.name not in result.error
 
 
-def test_too_many_pixels_are_refused_by_the_header(pipe, settings, photos, monkeypatch):
-    monkeypatch.setattr(pipe, "prepare", lambda *arguments: pytest.fail("the photo was unpacked"))
-    (result,) = translate_photos(pipe, photos[:1], settings, max_pixels=90 * 70 - 1)
-    assert result.error == "too large (90x70), a photo may have at most 0.006299 million pixels"
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses twice as many by itself
-    (result,) = translate_photos(pipe, photos[:1], settings, max_pixels=50_000_000)
-    assert result.error == "too large, a photo may have at most 50 million pixels"
-
-
-def test_as_many_pixels_as_allowed_pass(pipe, settings, photos):
-    (result,) = translate_photos(pipe, photos[:1], settings, max_pixels=90 * 70)
-    assert result.status == "done"
+def test_too_many_pixels_fail_and_as_many_as_allowed_pass(pipe, settings, photos, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # both are what `limit_pixels` sets
+    monkeypatch.setattr(imaging, "_max_pixels", imaging.pixel_limit())
+    for limit, error in ((6300, ""), (6299, "has 90x70 pixels, more than"), (1000, "has more than")):
+        imaging.limit_pixels(limit)
+        (result,) = translate_photos(pipe, photos[:1], settings)
+        assert result.error.startswith(error) and (result.status == "done") == (not error)
 
 
 def test_each_photo_draws_its_own_seed(pipe, settings, photos):

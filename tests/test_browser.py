@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 
@@ -273,6 +274,30 @@ def test_a_batch_names_the_broken_file_and_zips_the_rest(page, photos, tmp_path)
     with zipfile.ZipFile(download.value.path()) as archive:
         names = archive.namelist()
     assert {name for name in names if name.endswith("_ir.png")} == {f"{path.stem}_ir.png" for path in photos}
+
+
+def test_a_stop_reaches_what_waits_for_the_model(browser, served, photos, monkeypatch):
+    reached, go, generate = threading.Event(), threading.Event(), served[1].generate
+
+    def wait_and_generate(*arguments, **options):
+        reached.set()
+        go.wait(60)
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(served[1], "generate", wait_and_generate)
+    for other in open_page(browser, served[0]):
+        other.locator("#photo input[type=file]").first.set_input_files(str(photos[0]))
+        assert reached.wait(60)
+        for page in open_page(browser, served[0]):
+            page.get_by_role("tab", name="Batch").click()
+            batch = page.get_by_role("tabpanel").filter(visible=True).first
+            batch.locator("input[type=file]").first.set_input_files([str(path) for path in photos])
+            batch.get_by_role("button", name="Translate all").click()
+            wait_for_status(page, "^Waiting for the model")
+            with page.expect_response(re.compile("/run/")):
+                batch.get_by_role("button", name="Stop").click()
+            go.set()
+            wait_for_status(page, "^Stopped: 0 of 3 photos")
 
 
 @pytest.mark.parametrize("name, width, scheme", [("phone", 390, "light"), ("phone-dark", 390, "dark")])

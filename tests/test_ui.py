@@ -14,6 +14,7 @@ from diffv2ir.pipeline import DiffV2IRPipeline, Output
 from diffv2ir.settings import MAX_SEED, GenerationSettings
 from diffv2ir.ui import BundleFacts, Model
 from diffv2ir.ui.controls import Controls
+from diffv2ir.ui.downloads import file_of
 from diffv2ir.ui.examples import example_photos
 from diffv2ir.ui.page import Page
 from diffv2ir.ui.session import BoundedCache, Session
@@ -202,6 +203,9 @@ def test_session_keeps_the_newest_results(pipe, photo, conditioning):
         session.add(photo, output)
     assert len(session.results) == 24
     assert session.last.number == 30
+    assert session.shown.output.levels is output.levels is not None
+    assert all(result.output.levels is None for result in session.results)
+    assert file_of(session.shown) == file_of(session.last)
 
 
 def test_a_model_that_fails_to_load_says_so_to_everyone():
@@ -266,7 +270,7 @@ def test_the_phases_come_one_by_one_and_can_be_stopped(pipe, photo_file):
     tab, session = page.translate, Session()
     settings = {**pipe.default_settings.replace(seed=5).to_dict(), "new_seed": False, "use_map": True}
     data = {**settings, "session": session, "photo": str(photo_file), "caption": "a tree", "use_caption": True}
-    data["own_map"] = None
+    data |= {"own_map": None, "request": session.begin()}
     changes = list(tab.phases.show(data))
     assert "Done: 2 of 2 phases" in changes[-1][tab.status]
     galleries = [change[tab.phases.gallery] for change in changes if tab.phases.gallery in change]
@@ -276,8 +280,15 @@ def test_the_phases_come_one_by_one_and_can_be_stopped(pipe, photo_file):
     told = []
     for change in tab.phases.show(data):
         told.append(change)
-        session.cancelled = True
+        session.stop()
+        session.begin()  # of another tab
     assert "Stopped: 0 of 2 phases" in told[-1][tab.status]
+    [change] = tab.phases.show(data)  # stopped before its turn came
+    assert "Stopped before the first step" in change[tab.status]
+    work = tab.phases.show({**data, "request": session.request})
+    next(work)
+    session.forget()
+    assert not list(work)  # its photo is gone
 
 
 def test_the_last_picture_can_be_had_with_16_bits(pipe, conditioning):

@@ -7,16 +7,20 @@ import time
 import zipfile
 
 import cv2
+import gradio as gr
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from diffv2ir import imaging
 from diffv2ir.metadata import restore
 from diffv2ir.ui import Model
 from diffv2ir.ui import batch as batch_tab
 from diffv2ir.ui import video as video_tab
-from diffv2ir.ui.background import follow
+from diffv2ir.ui.background import Progress, follow
+from diffv2ir.ui.page import Page
+from diffv2ir.ui.session import Session
 from diffv2ir.video import ClipLimits
 
 
@@ -131,7 +135,7 @@ def stop_at(number, session, pipe, monkeypatch):
     def generate_and_stop(*arguments):
         calls.append(1)
         if len(calls) == number:
-            batch_tab.stop(session)
+            session.stop()
         return generate(*arguments)
 
     monkeypatch.setattr(pipe, "generate", generate_and_stop)
@@ -140,9 +144,6 @@ def stop_at(number, session, pipe, monkeypatch):
 @pytest.fixture
 def tab_data(served):
     """Makes a tab and the values its handler would get."""
-    from diffv2ir.ui.page import Page
-    from diffv2ir.ui.session import Session
-
     page = Page(Model.ready(served[1]))
     page.build()
 
@@ -150,7 +151,7 @@ def tab_data(served):
         tab.page, session = page, Session()
         inputs = batch_tab.shared_inputs(page)
         values = {name: component.value for name, component in inputs.items()}
-        return session, {**values, "session": session, "steps": 2, "seed": 3, **changes}
+        return session, {**values, "session": session, "request": session.begin(), "steps": 2, "seed": 3, **changes}
 
     return make
 
@@ -168,11 +169,55 @@ def test_a_stopped_batch_gives_the_zip_of_what_is_finished(tab_data, served, pho
     assert names == ["results.csv", "street_ir.png", "street_map.png"] and table[2][1] == "stopped"
 
 
-def test_a_new_batch_does_not_heed_an_old_stop(tab_data, photos):
+def test_a_batch_heeds_a_stop_since_its_click_and_no_other(tab_data, photos):
     tab = batch_tab.BatchTab(None)
     session, data = tab_data(tab, photos=[str(photos[0])], folder=None)
-    batch_tab.stop(session)
-    assert "Done: 1 of 1" in list(tab.translate_all(data))[-1][0]
+    session.stop()  # while it waits for the model
+    newer = {**data, "request": session.begin()}
+    assert "Stopped: 0 of 1" in list(tab.translate_all(data))[-1][0]
+    assert "Done: 1 of 1" in list(tab.translate_all(newer))[-1][0]
+
+
+def test_what_is_stopped_does_not_revive(tab_data, photos, clip_file):
+    tab = batch_tab.BatchTab(None)
+    session, data = tab_data(tab, photos=[str(photos[0])], folder=None)
+    batch = tab.translate_all(data)
+    next(batch)
+    session.stop()
+    session.begin()  # of another tab
+    assert "Stopped: 0 of 1" in list(batch)[-1][0]
+    tab = video_tab.VideoTab(None)
+    session, data = tab_data(tab, clip=str(clip_file), clip_caption="", every=1)
+    session.stop()
+    session.begin()
+    assert "before the first frame" in list(tab.translate_clip(data))[-1][0]
+
+
+def test_another_photo_of_the_first_tab_ends_no_batch(tab_data, photos):
+    tab = batch_tab.BatchTab(None)
+    session, data = tab_data(tab, photos=[str(photos[0])], folder=None)
+    batch = tab.translate_all(data)
+    next(batch)
+    session.forget()
+    assert "Done: 1 of 1" in list(batch)[-1][0]
+
+
+def test_a_click_is_numbered_at_once_and_an_error_takes_the_place_of_the_waiting(served):
+    page = Page(Model.ready(served[1]))
+    calls = page.build().fns.values()
+    clicks = [call for call in calls if call.fn.__name__ == "begin"]
+    assert len(clicks) == 3  # grid, batch, video
+    for click in clicks:
+        session, (number, line) = Session(), click.outputs
+        [work] = [call for call in calls if call.trigger_after == click._id]
+        assert not click.queue and work.inputs[-1] is number
+        request, told = click.fn(session)
+        assert request == session.request == 1 and "Waiting for the model" in told
+        values = {page.session: session, number: request}
+        answer = work.fn(*(values.get(component, component.value) for component in work.inputs))
+        assert "⚠️ Choose" in next(answer)[line]
+        with pytest.raises(gr.Error, match="^'Choose"):
+            next(answer)
 
 
 def test_a_stopped_clip_gives_the_finished_frames(tab_data, served, clip_file, monkeypatch):
@@ -191,7 +236,7 @@ def test_a_clip_stopped_at_once_gives_none(tab_data, clip_file):
     session, data = tab_data(tab, clip=str(clip_file), clip_caption="", every=1)
     events = tab.translate_clip(data)
     next(events)
-    batch_tab.stop(session)
+    session.stop()
     status, preview, film = list(events)[-1]
     assert "before the first frame" in status and preview is None and film is None
 
@@ -227,9 +272,22 @@ def test_too_many_photos_are_refused_with_the_limit(client, photos, monkeypatch)
 
 
 def test_too_many_pixels_fail_with_the_limit(client, photos, monkeypatch):
-    monkeypatch.setattr(batch_tab, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(imaging, "_max_pixels", 1000)
     _, table, _, archive = batch(client, photos[:1])
-    assert table["data"][0][1] == "failed: Too large (90x70), a photo may have at most 0.001 million pixels."
+    assert table["data"][0][1] == "failed: Has 90x70 pixels, more than the 1,000 that are allowed; make it smaller."
+
+
+def test_the_tab_tells_the_limit_of_the_server(served, monkeypatch):
+    monkeypatch.setattr(imaging, "_max_pixels", 1_200_000)
+    blocks = Page(Model.ready(served[1])).build().blocks.values()
+    told = [block.value for block in blocks if isinstance(block, gr.Markdown) and block.value]
+    assert any("photos of up to 1,200,000 pixels" in text for text in told)
+
+
+def test_a_clip_tells_minutes_as_a_batch_does(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 60.0)
+    assert "Frame 2 of 11, about 10 min left" in video_tab._status(Progress(2, 0, 4), 11, started=0.0)
+    assert "Frame 2 of 2, about 60 s left" in video_tab._status(Progress(2, 0, 4), 2, started=0.0)
 
 
 @pytest.mark.parametrize(

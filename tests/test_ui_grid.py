@@ -10,9 +10,9 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from diffv2ir.axes import AXES
 from diffv2ir.metadata import restore
 from diffv2ir.ui import Model
-from diffv2ir.ui.batch import stop
 from diffv2ir.ui.grid import GridTab
 from diffv2ir.ui.page import Page
 from diffv2ir.ui.session import Session
@@ -127,7 +127,9 @@ def tab(served, photo_file):
         page.build()
     [tab] = made
     values = {name: component.value for name, component in tab.inputs.items()}
-    given = {"session": Session(), "photo": str(photo_file), "steps": 2, "seed": 3, "caption": "a tree"}
+    session = Session()
+    given = {"session": session, "request": session.begin(), "photo": str(photo_file), "steps": 2, "seed": 3}
+    given["caption"] = "a tree"
     return tab, {**values, **given, **axes(("text_scale", "0, 1, 2, 3"))}
 
 
@@ -138,7 +140,7 @@ def test_a_stop_keeps_the_finished_cells(tab, served, monkeypatch):
     def generate_and_stop(*arguments):
         calls.append(1)
         if len(calls) == 3:
-            stop(session)
+            session.stop()
         return generate(*arguments)
 
     monkeypatch.setattr(served[1], "generate_batch", generate_and_stop)
@@ -153,15 +155,23 @@ def test_a_grid_stopped_at_once_gives_none(tab):
     tab, data = tab
     events = tab.draw(data)
     next(events)
-    stop(data["session"])
+    data["session"].stop()
     *_, (status, gallery, sheet, files) = events
     assert "Stopped before the first cell" in status and (gallery, sheet, files) == ([], None, None)
 
 
-def test_a_new_grid_does_not_heed_an_old_stop(tab):
+def test_a_grid_heeds_a_stop_since_its_click_and_no_other(tab):
     tab, data = tab
-    stop(data["session"])
-    assert "Done: 4 of 4" in list(tab.draw(data))[-1][0]
+    data["session"].stop()  # while it waits for the model
+    newer = {**data, "request": data["session"].begin()}
+    assert "Stopped before the first cell" in list(tab.draw(data))[-1][0]
+    assert "Done: 4 of 4" in list(tab.draw(newer))[-1][0]
+
+
+def test_programs_are_told_all_axes(served):
+    endpoint = served[0].get_api_info()["named_endpoints"]["/grid"]
+    assert not [name for name in AXES if not re.search(rf"\b{name}\b", endpoint["description"])]
+    assert "request" not in [parameter["parameter_name"] for parameter in endpoint["parameters"]]
 
 
 def test_a_click_takes_the_cell_over(tab):

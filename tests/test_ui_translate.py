@@ -14,6 +14,7 @@ from diffv2ir.ui.controls import Controls
 from diffv2ir.ui.downloads import file_of
 from diffv2ir.ui.history import _number
 from diffv2ir.ui.page import Page
+from diffv2ir.ui.requests import telling
 from diffv2ir.ui.session import Session
 from diffv2ir.ui.viewer import INFRARED, PALETTE, Viewer
 
@@ -93,7 +94,7 @@ def test_history_holds_on_to_the_picture_not_its_place(page, pipe, conditioning,
     chosen = _number(session, SimpleNamespace(index=0))
     for _ in range(3):
         add(session, pipe, conditioning, steps=1)
-    assert page.history._chosen({**data, "chosen": chosen}) is first
+    assert page.history._chosen({**data, "chosen": chosen}) == first
     session.results.popleft()
     with pytest.raises(ValueError, match="picture 1 is no longer kept"):
         page.history._chosen({**data, "chosen": chosen})
@@ -178,7 +179,7 @@ def test_an_error_takes_the_place_of_the_work_in_the_status_line(page, data, tmp
     broken.write_text("not a picture")
     told = []
     with pytest.raises(gr.Error, match="^'note.png: not an image"):
-        for change in page.translate.telling(page.translate.understand)({**data, "photo": str(broken)}):
+        for change in telling(page.translate.understand, page.translate.status)({**data, "photo": str(broken)}):
             told.append(change[page.translate.status])
     assert "Reading" in told[0] and "note.png: not an image" in told[-1]
 
@@ -202,7 +203,7 @@ def test_the_page_says_at_once_that_it_waits():
     demo = page.build()
     assert "still loading" in page.translate._begin(Session())[page.translate.status]
     at_once = {call.fn.__name__ for call in demo.fns.values() if not call.queue}
-    assert {"_begin", "stop", "_clear", "_example"} <= at_once
+    assert {"_begin", "begin", "stop", "_clear", "_example"} <= at_once
 
 
 def test_a_moved_slider_is_no_preset_any_more(bundle_folder):

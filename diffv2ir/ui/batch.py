@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from PIL import Image
 
+from diffv2ir import imaging
 from diffv2ir.batch import FAILED, STOPPED, PhotoResult, ResultsZip, output_paths, output_stems, translate_photos
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.ui.background import Progress, follow
-from diffv2ir.ui.common import MODEL_QUEUE, by_name, sentence, status
+from diffv2ir.ui.common import duration, sentence, status
+from diffv2ir.ui.requests import connect_start_and_stop
 
 if TYPE_CHECKING:
     from diffv2ir.ui.page import Page
-    from diffv2ir.ui.session import Session
 
 MAX_PHOTOS = 200
-MAX_PIXELS = 50_000_000
 
 # The gallery shows the newest results, and small: all of them, in full, are in the zip.
 _GALLERY = 24
@@ -45,7 +45,7 @@ class BatchTab:
 
     def build(self) -> None:
         gr.Markdown(
-            f"Up to {MAX_PHOTOS} photos of up to {MAX_PIXELS // 10**6} million pixels, translated one after the other "
+            f"Up to {MAX_PHOTOS} photos of up to {imaging.pixel_limit():,} pixels, translated one after the other "
             "with the settings of the Translate tab. Each gets its own caption and map, where that tab uses them."
         )
         with gr.Row():
@@ -70,16 +70,8 @@ class BatchTab:
 
     def connect(self) -> None:
         self.inputs = {"photos": self.photos, "folder": self.folder, **shared_inputs(self.page)}
-        self.start_button.click(
-            by_name(self.translate_all, self.inputs),
-            list(self.inputs.values()),
-            [self.status, self.table, self.gallery, self.zip],
-            api_name="batch",
-            show_progress="hidden",
-            **MODEL_QUEUE,
-        )
-        # Not queued: it must come through while the model is at work.
-        self.stop_button.click(stop, self.page.session, None, queue=False, api_visibility="private")
+        outputs = [self.status, self.table, self.gallery, self.zip]
+        connect_start_and_stop(self, self.translate_all, outputs, api_name="batch")
 
     def translate_all(self, data: dict[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
         """Translate many photos: a status line, a table of all photos, the newest pictures, and a zip of everything.
@@ -88,9 +80,8 @@ class BatchTab:
         stop; it has `<name>_ir.png`, `<name>_map.png` and `results.csv`.
         """
         photos, skipped = _photos(data)
-        settings, session = self.page.translate.read_settings(data), data["session"]
+        settings, session, request = self.page.translate.read_settings(data), data["session"], data["request"]
         caption, segmentation = None if data["use_caption"] else "", None if data["use_map"] else False
-        session.cancelled = False
         run = _Run(photos, time.monotonic())
         pipe = self.page.pipe
         with tempfile.TemporaryDirectory(prefix="diffv2ir-", ignore_cleanup_errors=True) as name:
@@ -102,12 +93,12 @@ class BatchTab:
                     return tell(Progress(number, step, steps))
 
                 with ResultsZip(archive, photos, settings) as results:
-                    for result in translate_photos(pipe, photos, settings, caption, segmentation, callback, MAX_PIXELS):
+                    for result in translate_photos(pipe, photos, settings, caption, segmentation, callback):
                         results.add(result)
                         yield result
 
             yield run.status(), run.rows, [], None
-            for event in follow(work, lambda: session.cancelled):
+            for event in follow(work, lambda: session.is_stopped(request)):
                 if isinstance(event, Progress):
                     yield run.begin(event), run.rows if event.step == 0 else gr.skip(), gr.skip(), gr.skip()
                 else:
@@ -156,7 +147,7 @@ class _Run:
         left = ""
         if done + part > 0:
             seconds = (time.monotonic() - self._started) / (done + part) * (total - done - part)
-            left = f", about {_duration(seconds)} left"
+            left = f", about {duration(seconds)} left"
         return status(f"Photo {min(done + 1, total)} of {total}{more}{left}", round(100 * (done + part)), 100 * total)
 
     def summary(self, skipped: int) -> str:
@@ -167,18 +158,13 @@ class _Run:
             parts.append(f"{failed} failed, see the table")
         if skipped:
             parts.append(f"{skipped} other file{'s' * (skipped != 1)} of the folder skipped")
-        return status(f"{', '.join(parts)}. {_duration(time.monotonic() - self._started)}.")
+        return status(f"{', '.join(parts)}. {duration(time.monotonic() - self._started)}.")
 
 
 def shared_inputs(page: Page) -> dict[str, gr.components.Component]:
     """What batch and video read of the Translate tab, by name: session, settings, new_seed, use_map, use_caption."""
     names = {"session", "new_seed", "use_map", "use_caption", *GenerationSettings.__dataclass_fields__}
     return {name: component for name, component in page.translate.inputs.items() if name in names}
-
-
-def stop(session: Session) -> None:
-    """End the session's work at its next step."""
-    session.cancelled = True
 
 
 def _photos(data: dict[str, Any]) -> tuple[list[Path], int]:
@@ -198,7 +184,3 @@ def _photos(data: dict[str, Any]) -> tuple[list[Path], int]:
     if len(photos) > MAX_PHOTOS:
         raise ValueError(f"these are {len(photos)} photos and a batch takes at most {MAX_PHOTOS}, choose fewer")
     return photos, len(folder) - len(pictures)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -96,6 +96,11 @@ def sentence(text: str) -> str:
     return text + ("" if text.endswith((".", "!", "?")) else ".")
 
 
+def duration(seconds: float) -> str:
+    """A time as a status line tells it: in seconds, from a minute and a half on in minutes."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 def status(text: str, done: int | None = None, total: int | None = None, details: str = "") -> str:
     """A line that a screen reader announces, with a progress bar if there is a total, and details in a fold: HTML."""
     line = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'

@@ -14,9 +14,9 @@ from diffv2ir import sheets
 from diffv2ir.axes import AXES, suggestion
 from diffv2ir.grid import MAX_CELLS, MEASURES, CellResult, Condition, Grid, plan, run
 from diffv2ir.ui.background import Progress, follow
-from diffv2ir.ui.batch import stop
-from diffv2ir.ui.common import MODEL_QUEUE, by_name, field_of, sentence, status
+from diffv2ir.ui.common import by_name, duration, field_of, sentence, status
 from diffv2ir.ui.downloads import served_folder
+from diffv2ir.ui.requests import connect_start_and_stop
 from diffv2ir.ui.upload import Upload
 
 if TYPE_CHECKING:
@@ -34,6 +34,14 @@ _INTRODUCTION = (
 )
 _HINT = "Choose a photo on the Translate tab, then start."
 _READY = "Press Start: the grid is drawn of the photo on the Translate tab."
+
+_ENDPOINT = (
+    "A grid of one photo under settings that vary, all cells from the same noise. "
+    f'An axis is one of {", ".join(AXES)}, or "none" for rows and sheets; values as in 1,2,3 or 1-5 (+2) or 1-10 [5], '
+    'names, or "on, off". Without a caption the model writes it. With a real infrared picture each cell is compared '
+    "with it. Gives a status line, the cells, one picture of all, and three files: that picture, all cells (zip) and a "
+    "table (CSV); also after a stop."
+)
 
 # Cells of one axis alone may be wrapped into rows without a loss.
 _MOST_IN_A_ROW = 8
@@ -118,16 +126,8 @@ class GridTab:
         self.start_button.click(
             by_name(self.lay_out, self.inputs), list(self.inputs.values()), self.gallery, queue=False, **quietly
         )
-        self.start_button.click(
-            by_name(self.draw, self.inputs, optional=tuple(last)),
-            list(self.inputs.values()),
-            [self.status, self.gallery, self.sheet, self.files],
-            api_name="grid",
-            show_progress="hidden",
-            **MODEL_QUEUE,
-        )
-        # Not queued: it must come through while the model is at work.
-        self.stop_button.click(stop, self.page.session, None, queue=False, api_visibility="private")
+        outputs = [self.status, self.gallery, self.sheet, self.files]
+        connect_start_and_stop(self, self.draw, outputs, tuple(last), api_name="grid", api_description=_ENDPOINT)
         self._connect_cells(quietly)
 
     def _connect_cells(self, quietly: dict[str, Any]) -> None:
@@ -169,17 +169,10 @@ class GridTab:
         return gr.update(columns=_columns(grid))
 
     def draw(self, data: dict[str, Any]) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """A grid of one photo under settings that vary, all cells from the same noise.
-
-        An axis is visible_scale, segmentation_scale, text_scale, steps, sampler, style, seed, caption or map, or "none"
-        for rows and sheets; values as in 1,2,3 or 1-5 (+2) or 1-10 [5], names, or "on, off". Without a caption the
-        model writes it. With a real infrared picture each cell is compared with it. Gives a status line, the cells, one
-        picture of all, and three files: that picture, all cells (zip) and a table (CSV); also after a stop.
-        """
+        """What `_ENDPOINT` says, the cells as they are done."""
         if not data["photo"]:
             raise ValueError("choose a photo on the Translate tab first")
         grid, session, measure = self._plan(data), data["session"], data["measure"]
-        session.cancelled = False
         pipe, condition, started = self.page.pipe, self._condition(data), time.monotonic()
         folder, total = served_folder(), len(grid.cells)
         session.grid = results = []
@@ -192,7 +185,7 @@ class GridTab:
 
                 yield from run(pipe, grid, condition, callback, data["real"])
 
-            for event in follow(work, lambda: session.cancelled):
+            for event in follow(work, lambda: session.is_stopped(data["request"])):
                 if isinstance(event, Progress):
                     yield _progress(event, total, started), gr.skip(), gr.skip(), gr.skip()
                     continue
@@ -295,7 +288,7 @@ def _cost(grid: Grid, session: Session) -> str:
     text = f"{cells} cell{'s' * (cells != 1)}, {evaluations} evaluation{'s' * (evaluations != 1)} of the UNet"
     if not session.evaluation_seconds:
         return f"{text}; the time is unknown until the first picture of this visit"
-    return f"{text}, about {_duration(evaluations * session.evaluation_seconds)}"
+    return f"{text}, about {duration(evaluations * session.evaluation_seconds)}"
 
 
 def _progress(event: Progress, total: int, started: float) -> str:
@@ -303,7 +296,7 @@ def _progress(event: Progress, total: int, started: float) -> str:
     done = event.number + event.step / event.steps
     left = ""
     if event.number:
-        left = f", about {_duration((time.monotonic() - started) / done * (total - done))} left"
+        left = f", about {duration((time.monotonic() - started) / done * (total - done))} left"
     text = f"Cell {event.number + 1} of {total}, step {event.step} of {event.steps}{left}"
     return status(text, round(100 * done), 100 * total)
 
@@ -312,11 +305,7 @@ def _summary(grid: Grid, results: list[CellResult], seconds: float) -> str:
     done, total = len(results), len(grid.cells)
     if not done:
         return "Stopped before the first cell was finished."
-    return f"{'Done' if done == total else 'Stopped'}: {done} of {total} cells, {_duration(seconds)}."
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{'Done' if done == total else 'Stopped'}: {done} of {total} cells, {duration(seconds)}."
 
 
 def _index(event: gr.SelectData) -> int:

@@ -65,7 +65,8 @@ class Session:
 
     Attributes:
         request: the number of the newest request.
-        shown: the result on the page, None after the photo was taken away.
+        shown: the result on the page, None after the photo was taken away. It alone has its output's `levels`, as many
+            floats as the photo has pixels; among `results`, the newest of this visit, it is without them too.
         restored: the file dropped as a photo was a picture of ours.
         keeps_caption: the next photo does not bring its own caption, as one was restored.
     """
@@ -83,9 +84,10 @@ class Session:
         self._count = 0
         self._stopped = self._forgotten = -1
 
-    def begin(self) -> None:
-        """A new request, which no earlier stop concerns."""
+    def begin(self) -> int:
+        """The number of a new request, which no earlier stop concerns."""
         self.request += 1
+        return self.request
 
     def stop(self) -> None:
         """End all requests so far at their next step."""
@@ -97,22 +99,14 @@ class Session:
         self.shown = None
 
     def is_stopped(self, request: int) -> bool:
-        return request <= max(self._stopped, self._forgotten)
+        return request <= self._stopped
 
     def is_forgotten(self, request: int) -> bool:
         return request <= self._forgotten
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether a stop came after the newest request; set it to stop, or to begin another."""
-        return self.request <= self._stopped
-
-    @cancelled.setter
-    def cancelled(self, value: bool) -> None:
-        if value:
-            self.stop()
-        else:
-            self.begin()
+    def is_over(self, request: int) -> bool:
+        """Whether a translation is to end: it is stopped, or its photo is gone."""
+        return self.is_stopped(request) or self.is_forgotten(request)
 
     def add(self, photo: Image.Image, output: Output) -> Result:
         """Keep a result, which is then the one shown; the oldest goes when there are too many."""
@@ -120,7 +114,7 @@ class Session:
         if output.evaluations:
             self.evaluation_seconds = output.timings.get("denoise", 0.0) / output.evaluations
         self.shown = Result(self._count, photo, output)
-        self.results.append(self.shown)
+        self.results.append(dataclasses.replace(self.shown, output=dataclasses.replace(output, levels=None)))
         return self.shown
 
     @property

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from diffv2ir.settings import GenerationSettings
+from diffv2ir.ui.background import Tell, follow
 
 if TYPE_CHECKING:
     from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline, Output
@@ -30,6 +28,11 @@ class Step:
     preview: Image.Image | None
 
 
+def is_shown(step: int, total: int) -> bool:
+    """Whether the page shows the estimate of a step: about six of them, and none where the picture comes next."""
+    return step % max(1, total // _PREVIEWS) == 0 and step < total
+
+
 def stream(
     pipe: DiffV2IRPipeline,
     conditioning: Conditioning,
@@ -41,36 +44,13 @@ def stream(
     The work ends at the next step once `cancelled()` is true or the iterator is closed; the output is then the estimate
     it had reached. What `generate` raises is raised here.
     """
-    events: queue.SimpleQueue[Step | Output | BaseException] = queue.SimpleQueue()
-    closed = threading.Event()
     started = time.monotonic()
-    every = max(1, settings.steps // _PREVIEWS)
 
-    def on_step(step: int, total: int, estimate) -> bool:
-        if closed.is_set() or cancelled():
-            return False
-        show = step % every == 0 and step < total
-        events.put(Step(step, total, time.monotonic() - started, estimate() if show else None))
-        return True
+    def work(tell: Tell) -> Iterator[Output]:
+        def on_step(step: int, total: int, estimate) -> bool:
+            preview = estimate() if is_shown(step, total) else None
+            return tell(Step(step, total, time.monotonic() - started, preview))
 
-    def work() -> None:
-        try:
-            events.put(pipe.generate(conditioning, settings, callback=on_step))
-        except BaseException as error:
-            events.put(error)
+        yield pipe.generate(conditioning, settings, callback=on_step)
 
-    # In the caller's context, which says whose request this is.
-    run = contextvars.copy_context().run
-    worker = threading.Thread(target=run, args=(work,), name="diffv2ir-generate", daemon=True)
-    worker.start()
-    try:
-        while True:
-            event = events.get()
-            if isinstance(event, BaseException):
-                raise event
-            yield event
-            if not isinstance(event, Step):
-                return
-    finally:
-        closed.set()
-        worker.join()
+    return follow(work, cancelled)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from diffv2ir.ui.background import Progress, follow
-from diffv2ir.ui.common import MODEL_QUEUE, by_name, status
+from diffv2ir.ui.common import status
 
 if TYPE_CHECKING:
     from diffv2ir.ui.translate import TranslateTab
@@ -35,23 +35,17 @@ class TrainingPhases:
             )
 
     def connect(self) -> None:
-        tab = self.tab
-        self.button.click(
-            by_name(self.show, tab.inputs),
-            list(tab.inputs.values()),
-            [tab.status, self.gallery],
-            api_visibility="private",
-            show_progress="hidden",
-            **MODEL_QUEUE,
-        )
+        self.tab.on([self.button.click], self.show)
 
     def show(self, data: dict[str, Any]) -> Iterator[dict]:
         """One picture a phase, as they are done."""
         from diffv2ir.phases import PhasePicture, draw_phases, held_phases
 
-        tab, session = self.tab, data["session"]
+        tab, session, request = self.tab, data["session"], data["request"]
+        if session.is_over(request):
+            yield tab.stopped(session, request)
+            return
         conditioning, settings, pipe = tab.condition(data), tab.read_settings(data), tab.page.pipe
-        session.cancelled = False
         names, pictures = held_phases(pipe), []
         yield {tab.status: status("The phases of the training …"), self.gallery: []}
 
@@ -60,7 +54,9 @@ class TrainingPhases:
                 pipe, conditioning, settings, lambda done, step, steps: tell(Progress(done, step, steps))
             )
 
-        for event in follow(work, lambda: session.cancelled):
+        for event in follow(work, lambda: session.is_over(request)):
+            if session.is_forgotten(request):
+                return
             if isinstance(event, PhasePicture):
                 pictures.append((event.image, event.name))
                 yield {self.gallery: list(pictures)}

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from diffv2ir.imaging import ImageError
 from diffv2ir.settings import GenerationSettings
-from diffv2ir.ui.batch import stop
-from diffv2ir.ui.common import MODEL_QUEUE, by_name, status, told_to_the_user
+from diffv2ir.ui.common import MODEL_QUEUE, by_name, status
 from diffv2ir.ui.controls import Controls
 from diffv2ir.ui.downloads import file_of
 from diffv2ir.ui.examples import example_photos
+from diffv2ir.ui.requests import AT_ONCE, Work, stop, telling, waiting
 from diffv2ir.ui.restore import Restore
 from diffv2ir.ui.session import Result, Session
 from diffv2ir.ui.stream import Step, stream
@@ -128,31 +127,30 @@ class TranslateTab:
         self.outputs = [
             self.status, self.caption, self.understood, self.map, self.infrared, self.viewer.slider, self.deep_file,
             *self.settings.values(), self.page.history.gallery, self.tuning.verdict, self.tuning.difference,
+            self.phases.gallery,
         ]  # fmt: skip
         quietly = dict(show_progress="hidden", api_visibility="private")
         self.work = dict(inputs=inputs, outputs=self.outputs, **quietly, **MODEL_QUEUE)
-        # Not queued: they must come through while the model is at work.
-        self.at_once = dict(**quietly, queue=False)
         understand, translate = (
-            dict(fn=by_name(self.telling(work), self.inputs), trigger_mode="multiple", **self.work)
+            dict(fn=by_name(telling(work, self.status), self.inputs), trigger_mode="multiple", **self.work)
             for work in (self.understand, self.translate)
         )
         received = self.photo.upload(
             by_name(self.restore.receive, self.inputs),
             inputs,
             list(dict.fromkeys([self.photo, self.request, *self.outputs, *self.restore.outputs])),
-            **self.at_once,
+            **AT_ONCE,
         )
         received.success(**understand).success(**translate)
         chosen = self.examples.click(
-            self._example, [self.page.session, self.examples], [self.photo, self.request, *self.outputs], **self.at_once
+            self._example, [self.page.session, self.examples], [self.photo, self.request, *self.outputs], **AT_ONCE
         )
         chosen.success(**understand).success(**translate)
         self.on([self.translate_button.click, self.caption.submit], self.translate)
         for phrase, chip in self.chips.items():
             self.on([chip.click], self._vary(phrase))
-        self.photo.clear(self._clear, self.page.session, self.outputs, **self.at_once)
-        self.stop_button.click(stop, self.page.session, None, **self.at_once)
+        self.photo.clear(self._clear, self.page.session, self.outputs, **AT_ONCE)
+        self.stop_button.click(stop, self.page.session, None, **AT_ONCE)
         asked = {"session": self.page.session}
         self.deep_button.click(
             by_name(self.deep, asked), list(asked.values()), self.deep_file, api_visibility="private"
@@ -163,28 +161,13 @@ class TranslateTab:
         self.phases.connect()
         self.restore.connect()
 
-    def on(self, triggers: Sequence[Any], work: Callable[[dict[str, Any]], Iterator[Changes]]) -> None:
+    def on(self, triggers: Sequence[Any], work: Work) -> None:
         """Let the model do `work` when one of the triggers happens; the page says at once that it waits for it."""
-        begun = gr.on(triggers, self._begin, self.page.session, [self.request, self.status], **self.at_once)
-        begun.success(by_name(self.telling(work), self.inputs), **self.work)
-
-    def telling(self, work: Callable[[dict[str, Any]], Iterator[Changes]]) -> Callable[..., Iterator[Changes]]:
-        """`work`, whose errors are also in the status line, where they take the place of what it was at."""
-
-        def tell(data: dict[str, Any]) -> Iterator[Changes]:
-            try:
-                with told_to_the_user():
-                    yield from work(data)
-            except gr.Error as error:
-                yield {self.status: status(f"⚠️ {error.message}")}
-                raise
-
-        tell.__doc__ = work.__doc__
-        return tell
+        begun = gr.on(triggers, self._begin, self.page.session, [self.request, self.status], **AT_ONCE)
+        begun.success(by_name(telling(work, self.status), self.inputs), **self.work)
 
     def _begin(self, session: Session) -> Changes:
-        session.begin()
-        return {self.request: session.request, self.status: status(self._waiting("Waiting for the model …"))}
+        return {self.request: session.begin(), self.status: status(waiting(self.page))}
 
     def take_in(self, session: Session) -> Changes:
         """Updates for another photo: what was made of the one before goes."""
@@ -215,10 +198,10 @@ class TranslateTab:
     def understand(self, data: dict[str, Any]) -> Iterator[Changes]:
         """A new photo: its caption and its segmentation map."""
         session, request = data["session"], data["request"]
-        if not data["photo"] or session.is_stopped(request):  # a result, whose settings were restored, or stopped
+        if not data["photo"] or session.is_over(request):  # a result, whose settings were restored, or stopped
             yield {self.infrared: gr.skip()}
             return
-        yield {self.status: status(self._waiting("Reading the photo …"))}
+        yield {self.status: status(waiting(self.page, "Reading the photo …"))}
         started = time.monotonic()
         preparation = self.read_settings(data).preparation
         conditioning = session.understand(self.page.pipe, data["photo"], **preparation)
@@ -242,9 +225,9 @@ class TranslateTab:
             yield {self.infrared: gr.skip()}
             return
         session.keeps_caption = False
-        conditioning = None if session.is_stopped(request) else self.condition(data)
-        if conditioning is None or session.is_stopped(request):
-            yield self._stopped(session, request)
+        conditioning = None if session.is_over(request) else self.condition(data)
+        if conditioning is None or session.is_over(request):
+            yield self.stopped(session, request)
             return
         for event in self.events(data, conditioning, self.read_settings(data)):
             if isinstance(event, Step):
@@ -274,12 +257,12 @@ class TranslateTab:
     def events(self, data: dict[str, Any], conditioning: Conditioning, settings: GenerationSettings) -> Iterator[Any]:
         """The steps and the output of one generation, until the request is stopped; none once it is forgotten."""
         session, request = data["session"], data["request"]
-        for event in stream(self.page.pipe, conditioning, settings, lambda: session.is_stopped(request)):
+        for event in stream(self.page.pipe, conditioning, settings, lambda: session.is_over(request)):
             if session.is_forgotten(request):
                 return
             yield event
 
-    def _stopped(self, session: Session, request: int) -> Changes:
+    def stopped(self, session: Session, request: int) -> Changes:
         """The status of a request that was stopped before it had a picture; of one that is forgotten nothing."""
         forgotten = session.is_forgotten(request)
         return {self.status: gr.skip() if forgotten else status("Stopped before the first step.")}
@@ -313,7 +296,7 @@ class TranslateTab:
             session, settings = data["session"], self.read_settings(data)
             request, pictures, started = data["request"], [], time.monotonic()
             for caption in (data["caption"] or "", with_phrase(data["caption"] or "", phrase)):
-                if session.is_stopped(request):
+                if session.is_over(request):
                     break
                 conditioning = self.condition({**data, "use_caption": True}, caption)
                 for event in self.events(data, conditioning, settings):
@@ -323,7 +306,7 @@ class TranslateTab:
                         settings = settings.replace(seed=event.seed)
                         pictures.append(session.add(conditioning.image, event))
             if session.is_forgotten(request) or not pictures:
-                yield self._stopped(session, request)
+                yield self.stopped(session, request)
                 return
             result = pictures[-1]
             changes = self.shown(result, data, summary(result, time.monotonic() - started))
@@ -335,9 +318,6 @@ class TranslateTab:
             yield changes
 
         return vary
-
-    def _waiting(self, text: str) -> str:
-        return text if self.page.model.state != "loading" else "The model is still loading; your photo comes next …"
 
     def _progress(self, event: Step, conditioning: Conditioning) -> Changes:
         left = event.seconds / event.step * (event.total - event.step)
@@ -357,8 +337,3 @@ def summary(result: Result, seconds: float) -> str:
     work = f"{output.evaluations} evaluation{'s' * (output.evaluations != 1)} of the UNet"
     details = ", ".join([f"Caption: {output.caption or 'none'}. {work}", *timings])
     return status(f"{ended} in {seconds:.1f} s · seed {output.seed} · style {output.settings.style}", details=details)
-
-
-def photo_stem(data: dict[str, Any]) -> str:
-    """The uploaded file's name without its ending."""
-    return Path(data["photo"]).stem if data.get("photo") else "photo"

@@ -12,8 +12,9 @@ import gradio as gr
 from gradio.data_classes import FileData
 
 from diffv2ir.ui.background import Progress, follow
-from diffv2ir.ui.batch import shared_inputs, stop
-from diffv2ir.ui.common import MODEL_QUEUE, by_name, status
+from diffv2ir.ui.batch import shared_inputs
+from diffv2ir.ui.common import duration, status
+from diffv2ir.ui.requests import connect_start_and_stop
 from diffv2ir.video import ClipLimits, FrameResult, VideoError, open_clip, translate_clip
 
 if TYPE_CHECKING:
@@ -67,16 +68,7 @@ class VideoTab:
             "every": self.every,
             **shared_inputs(self.page),
         }
-        self.start_button.click(
-            by_name(self.translate_clip, self.inputs),
-            list(self.inputs.values()),
-            [self.status, self.preview, self.film],
-            api_name="video",
-            show_progress="hidden",
-            **MODEL_QUEUE,
-        )
-        # Not queued: it must come through while the model is at work.
-        self.stop_button.click(stop, self.page.session, None, queue=False, api_visibility="private")
+        connect_start_and_stop(self, self.translate_clip, [self.status, self.preview, self.film], api_name="video")
 
     def translate_clip(self, data: dict[str, Any]) -> Iterator[tuple[Any, Any, Any]]:
         """Translate a clip: a status line, the frame finished last, and the infrared clip (MP4).
@@ -85,11 +77,11 @@ class VideoTab:
         """
         if not data["clip"]:
             raise VideoError("choose a clip first")
-        settings, session, every = self.page.translate.read_settings(data), data["session"], int(data["every"])
+        settings, every = self.page.translate.read_settings(data), int(data["every"])
+        session, request = data["session"], data["request"]
         clip = open_clip(data["clip"], every, LIMITS)
         total = -(-clip.frames // every)
         caption = (data["clip_caption"] or None) if data["use_caption"] else ""
-        session.cancelled = False
         pipe, started = self.page.pipe, time.monotonic()
         with tempfile.TemporaryDirectory(prefix="diffv2ir-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / f"{clip.path.stem}_ir.mp4"
@@ -102,21 +94,21 @@ class VideoTab:
 
             last = None
             yield _status(Progress(1, 0, settings.steps), total, started), None, None
-            for event in follow(work, lambda: session.cancelled):
+            for event in follow(work, lambda: session.is_stopped(request)):
                 if isinstance(event, FrameResult):
                     last = event
                     yield gr.skip(), event.output.image, gr.skip()
                 else:
                     yield _status(event, total, started), gr.skip(), gr.skip()
-            film = None if last is None else str(path)
-            yield _summary(last, total, session.cancelled, started), None if last is None else last.output.image, film
+            told = _summary(last, total, session.is_stopped(request), started)
+            yield (told, None, None) if last is None else (told, last.output.image, str(path))
 
 
 def _status(event: Progress, total: int, started: float) -> str:
     done = event.number - 1 + event.step / event.steps
     left = ""
     if done > 0:
-        left = f", about {(time.monotonic() - started) / done * (total - done):.0f} s left"
+        left = f", about {duration((time.monotonic() - started) / done * (total - done))} left"
     return status(f"Frame {event.number} of {total}{left}", round(100 * done), 100 * total)
 
 

@@ -1,0 +1,83 @@
+"""How a tab asks the model for work: the request is numbered at the click, waits its turn, and can be stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from diffv2ir.ui.common import MODEL_QUEUE, by_name, status, told_to_the_user
+
+if TYPE_CHECKING:
+    from diffv2ir.ui.batch import BatchTab
+    from diffv2ir.ui.grid import GridTab
+    from diffv2ir.ui.page import Page
+    from diffv2ir.ui.session import Session
+    from diffv2ir.ui.video import VideoTab
+
+Work = Callable[[dict[str, Any]], Iterator[Any]]
+
+# Not queued: it must come through while the model is at work.
+AT_ONCE: dict[str, Any] = dict(queue=False, show_progress="hidden", api_visibility="private")
+
+
+def stop(session: Session) -> None:
+    """End the session's work at its next step, and what waits for the model."""
+    session.stop()
+
+
+def waiting(page: Page, text: str = "Waiting for the model …") -> str:
+    """What the page says to who waits; another text while the model still loads."""
+    return text if page.model.state != "loading" else "The model is still loading; your turn comes next …"
+
+
+def telling(work: Work, line: gr.HTML) -> Work:
+    """`work`, whose errors are also in the status line, where they take the place of what it was at."""
+
+    @wraps(work)
+    def tell(data: dict[str, Any]) -> Iterator[Any]:
+        try:
+            with told_to_the_user():
+                yield from work(data)
+        except gr.Error as error:
+            yield {line: status(f"⚠️ {error.message}")}
+            raise
+
+    return tell
+
+
+def connect_start_and_stop(
+    tab: BatchTab | GridTab | VideoTab,
+    work: Work,
+    outputs: Sequence[Any],
+    optional: Sequence[str] = (),
+    **endpoint: Any,
+) -> None:
+    """A tab's Start and Stop, and the endpoint that does the same for programs.
+
+    Args:
+        work: gets the values of `tab.inputs` by name, and "request": its number in the session, taken at the click. A
+            program's, which has no click, is taken when the model gets to it.
+        optional: inputs that a program may leave out, see `by_name`.
+        endpoint: its `api_name`, and what else an event takes.
+    """
+    page, session = tab.page, tab.page.session
+    request = gr.Number(0, precision=0, visible="hidden")
+    inputs = {**tab.inputs, "request": request}
+
+    def begin(session: Session) -> tuple[int, str]:
+        return session.begin(), status(waiting(page))
+
+    @wraps(work)
+    def of_program(data: dict[str, Any]) -> Iterator[Any]:
+        yield from work({**data, "request": data["session"].begin()})
+
+    queued = dict(outputs=list(outputs), show_progress="hidden", **MODEL_QUEUE)
+    begun = tab.start_button.click(begin, session, [request, tab.status], **AT_ONCE)
+    begun.success(by_name(telling(work, tab.status), inputs), list(inputs.values()), api_visibility="private", **queued)
+    tab.stop_button.click(stop, session, None, **AT_ONCE)
+    gr.Button(visible=False).click(
+        by_name(of_program, tab.inputs, optional), list(tab.inputs.values()), **endpoint, **queued
+    )
