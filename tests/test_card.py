@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffv2ir.training.card import STAGES, write_card
+from diffv2ir.training.card import STAGES, stage_table, write_card
 
 TEMPLATE = Path(__file__).parent.parent / "train" / "card.md"
 
@@ -33,7 +33,8 @@ def files(tmp_path) -> dict:
         history = [
             {"step": step, "loss": 2.0 - step / 100, "seconds_per_step": 3.0} for step in (20, 40, 60, 80, 100)
         ] + [{"step": 100, "validation/psnr": 12.0, "validation/ssim": 0.3}]
-        record = {"config": {"loop": {"steps": 100, "batch_size": 8}}, "history": history}
+        loop = {"steps": 100, "batch_size": 8}
+        record = {"config": loop if name.startswith("teacher") else {"loop": loop}, "history": history}
         (tmp_path / "run" / name / "history.json").write_text(json.dumps(record))
     (tmp_path / "bundle" / "unet").mkdir(parents=True)
     save_file({"w": torch.zeros(1000, 1500).half()}, tmp_path / "bundle" / "unet" / "weights.safetensors")
@@ -57,6 +58,16 @@ def test_card_shows_the_measured_numbers(files):
     assert (files["bundle"] / "curves.png").stat().st_size > 1000
     for name in ("stages", "sizes", "scores", "styles", "settings", "choice"):
         assert f"{{{name}}}" not in text
+
+
+def test_a_stage_without_a_record_keeps_its_row(files):
+    write_card(TEMPLATE, **files)
+    for name in ("text", "base"):
+        (files["run"] / name / "history.json").unlink()
+    table = stage_table(files["run"], (files["bundle"] / "README.md").read_text())
+    assert table == stage_table(files["run"], table) and table.count("100 × 8") == len(STAGES)
+    assert stage_table(files["run"]).count("| no record was kept | | |") == 2
+    assert table in write_card(TEMPLATE, **files).read_text()
 
 
 def test_a_style_scored_on_several_cameras_is_refused(files, tmp_path):

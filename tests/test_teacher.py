@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from diffv2ir.data import DataError, read_examples
 from diffv2ir.pipeline import DiffV2IRPipeline, latent_stride
 from diffv2ir.training import loop as loop_module
+from diffv2ir.training import teacher as teacher_module
 from diffv2ir.training.cache import (
     LatentCache,
     Mixer,
@@ -129,6 +130,13 @@ def test_a_finished_teacher_is_not_trained_again_and_a_lost_picture_is_made_agai
     lost.unlink()
     train_teacher(examples, taught.folder.parent, replace(CONFIG, members=CONFIG.members * 2))
     assert not trained and lost.read_bytes() == before
+    other = taught.path(examples[1], "LWIR")
+    kept = other.stat().st_mtime_ns
+    monkeypatch.setattr(teacher_module, "_ANSWERS", "drawn in another way")
+    train_teacher(examples, taught.folder.parent, replace(CONFIG, members=CONFIG.members * 2))
+    assert not trained and other.stat().st_mtime_ns > kept
+    with pytest.raises(TrainingError, match="the configuration has no member1, .* has: choose another output folder"):
+        train_teacher(examples, taught.folder.parent, CONFIG)
 
     # A member that is missing is trained, the others are kept; each has its own random numbers. The pictures are new.
     train_teacher(examples, taught.folder.parent, replace(CONFIG, members=CONFIG.members * 3))

@@ -33,15 +33,17 @@ STAGES = {
 }
 
 
-def stage_table(run: Path) -> str:
+def stage_table(run: Path, before: str = "") -> str:
     """Steps, batch, mean loss over the first and the last log entry, and minutes of every stage, as Markdown.
 
-    Of a stage that another machine ran, or an earlier run, there may be the weights alone.
+    Of a stage that another machine ran, or an earlier run, there may be the weights alone: its row is then that of
+    `before`, the table of the bundle that had these weights.
     """
+    kept = {row.split(" | ")[0]: row for row in before.splitlines()}
     lines = [_STAGES_HEAD, "| --- | --- | --- | --- |"]
     for name, title in STAGES.items():
         if not (run / name / "history.json").is_file():
-            lines.append(f"| {title} | no record was kept | | |")
+            lines.append(kept.get(f"| {title}", f"| {title} | no record was kept | | |"))
             continue
         loop, entries = _history(run / name)
         minutes = training_seconds(entries) / 60
@@ -130,8 +132,8 @@ def write_card(
     """Fill the `{placeholders}` of a template and draw the curves; returns the card, `bundle/README.md`.
 
     Args:
-        run: output folder of `python -m train.tiny`; None where only settings or scores are new: the table of stages is
-            that of the card that is there, and the curves stay.
+        run: output folder of `python -m train.tiny`; None where only settings or scores are new: the curves stay. Of
+            stages that it has no record of, the card that is there has the rows.
         choice: Markdown that `python -m benchmarks.choose_defaults` printed.
         general, styles: JSON files that `python -m diffv2ir evaluate --json` wrote, a style's of its own camera only.
 
@@ -144,7 +146,7 @@ def write_card(
         if len(scores[style]["model"]) != 2:
             raise ValueError(f"{styles[style]}: expected the scores of one camera, got {list(scores[style]['model'])}")
     tables = {
-        "stages": stage_table(run) if run else _table_before(bundle / "README.md"),
+        "stages": _stages(run, bundle / "README.md"),
         "sizes": size_table(bundle),
         "scores": score_table(scores["general"]),
         "styles": style_table(scores["general"], {style: scores[style] for style in styles}),
@@ -162,13 +164,15 @@ def write_card(
     return bundle / "README.md"
 
 
-def _table_before(card: Path) -> str:
-    """The table of stages in a card."""
-    lines = _read_text(card).splitlines()
-    rows = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: line != _STAGES_HEAD, lines)))
-    if not rows:
+def _stages(run: Path | None, card: Path) -> str:
+    """The table of stages of a run and the card that is there, or of that alone."""
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    before = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: line != _STAGES_HEAD, lines)))
+    if run:
+        return stage_table(run, "\n".join(before))
+    if not before:
         raise ValueError(f"{card} has no table of stages: name the run folder of the training")
-    return "\n".join(rows)
+    return "\n".join(before)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -184,7 +188,8 @@ def _read_text(path: Path) -> str:
 def _history(stage: Path, only: str = "loss") -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Loop configuration, and the log entries that hold the value `only`."""
     stored = _read(stage / "history.json")
-    return stored["config"]["loop"], [entry for entry in stored["history"] if only in entry]
+    config = stored["config"]
+    return config.get("loop", config), [entry for entry in stored["history"] if only in entry]
 
 
 def _cells(score: Mapping[str, Any], intervals: bool = False) -> str:

@@ -44,6 +44,8 @@ _POOLED = 1280
 _GROUPS = 8
 # How its edges are those of the photo, in places of its coarse picture (`follow_edges`).
 _EDGE_RADIUS, _EDGE_BLUR = 4, 0.5
+# A part of what its answers depend on, besides the weights: to be changed with `predict`.
+_ANSWERS = "edges of brightness"
 _WEIGHTS = "teacher.safetensors"
 # In its header: what it can be asked for, and the shorter side of the photos that it was trained on.
 _BANDS, _SIDE = "bands", "side"
@@ -174,11 +176,16 @@ def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConf
 
     Raises:
         TrainingError: the package with the ImageNet weights is not installed, or `output` holds a network of another
-            width. See also `Loop`.
+            width, or more networks. See also `Loop`.
     """
     chosen = [e for e in examples if e.kind in config.kinds and e.visible and e.infrared]
     pictures = PictureFolder(output / PICTURES)
     members = _trained_members(chosen, output, config)
+    made_by, teacher = pictures.folder / "made_by.json", json.dumps(teacher_hash(output))
+    if not made_by.is_file() or made_by.read_text() != teacher:
+        shutil.rmtree(pictures.folder, ignore_errors=True)
+        pictures.folder.mkdir()
+        made_by.write_text(teacher)
     bands = members[0].bands
     missing = [e for e in chosen if not all(pictures.path(e, band).is_file() for band in bands)]
     for example in tqdm(missing, desc="teacher's pictures", disable=not missing, mininterval=5):
@@ -203,8 +210,9 @@ def load_network() -> EfficientNetLite0:
 def _trained_members(examples: list[Example], output: Path, config: TeacherConfig) -> list[PictureNetwork]:
     """The members, after training. The crops of all views stay in memory meanwhile."""
     folders = [output / f"member{number}" for number in range(len(config.members))]
+    if surplus := sorted(set(output.glob("member*")) - set(folders)):
+        raise TrainingError(f"the configuration has no {surplus[0].name}, {output} has: choose another output folder")
     if not all((folder / _WEIGHTS).is_file() for folder in folders):
-        shutil.rmtree(output / PICTURES, ignore_errors=True)  # those of fewer members, or of others
         crops = cut_crops(examples, config)
         weights = example_weights(config.source_weights, examples)
         bands = [known_band(example.band) for example in examples]
@@ -251,7 +259,8 @@ def train_member(
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
         drawn = [crops[draw.index][draw.epoch % len(crops[draw.index])] for draw in draws]
         device = next(model.parameters()).device
-        photos, infrared = (torch.stack(parts).to(device).float() for parts in zip(*drawn, strict=True))
+        # float32 first: autocast to bfloat16 refuses to stack float16.
+        photos, infrared = (torch.stack([p.to(device).float() for p in parts]) for parts in zip(*drawn, strict=True))
         channels = [known.index(bands[draw.index]) for draw in draws]
         photos = photos.sub(127).div(128).contiguous(memory_format=torch.channels_last)
         predicted = model(photos)[torch.arange(len(draws)), channels]
@@ -287,12 +296,12 @@ def _crop(views: Views, example: Example, variant: int, crop: int) -> tuple[Tens
 
 
 def teacher_hash(folder: Path) -> list[str]:
-    """What the answers of the finished teacher in a folder depend on: SHA-256 of each member.
+    """What the answers of the finished teacher in a folder depend on: SHA-256 of each member, and how they are drawn.
 
     Raises:
         TrainingError: the folder holds no finished teacher.
     """
-    return [file_hash(path) for path in _member_files(folder)]
+    return [*(file_hash(path) for path in _member_files(folder)), _ANSWERS]
 
 
 def teacher_bands(folder: Path) -> tuple[str, ...]:
