@@ -99,5 +99,5 @@ def test_new_scores_leave_the_stages_as_they_are(files, tmp_path):
     assert text.replace("14.44 (13.4–15.4)", "12.34 (11.3–13.3)").replace("14.44", "12.34") == before
     assert (files["bundle"] / "curves.png").read_bytes() == curves
     (files["bundle"] / "README.md").unlink()
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="has no table of stages: name the run folder"):
         write_card(TEMPLATE, **{**files, "run": None})

@@ -135,7 +135,7 @@ def test_photo_is_encoded_once(loaded, photos, tmp_path, monkeypatch):
     encode = loaded.encode_image
     monkeypatch.setattr(loaded, "encode_image", lambda image: calls.append(image.size) or encode(image))
     assert translate(photos / "street.png", "--out", tmp_path, "--resolution", 96) == 0
-    assert calls == [(124, 96)] * 2
+    assert calls == [(120, 96)] * 2
 
 
 def test_conditions_off(loaded, photos, tmp_path, capsys):

@@ -98,13 +98,15 @@ def test_lpips_is_the_librarys(hub, view, sets):
 
 
 def test_they_are_columns_of_their_own(view, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("diffv2ir.inception.InceptionView", lambda: view)
+    asked = []
+    monkeypatch.setattr("diffv2ir.inception.InceptionView", lambda device: asked.append(device) or view)
     data = make_manifest_dataset(tmp_path / "data", pairs=3, infrared=0)
     (tmp_path / "pictures").mkdir()
     for number in range(2):
         Image.open(data / "images" / f"{number}.png").convert("L").save(tmp_path / "pictures" / f"scene{number}.png")
-    flags = ["--outputs", tmp_path / "pictures", "--fid", "--json", tmp_path / "a.json"]
+    flags = ["--outputs", tmp_path / "pictures", "--fid", "--device", "cpu", "--json", tmp_path / "a.json"]
     assert cli.main(["evaluate", "--data", str(data), "--split", "train", *map(str, flags)]) == 0
+    assert asked == ["cpu"]
     overall = json.loads((tmp_path / "a.json").read_text())["model"]["all"]
     assert overall["fid"] is not None and overall["kid"] is not None and overall["lpips"] > 0
     assert overall["fid"] != overall["frechet_efficientnet_lite0"]

