@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = {name: change for name, change in rows(options).items() if not options.rows or name in options.rows}
         if unknown := set(options.rows or ()) - set(chosen):
             raise ValueError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(rows(options))}")
-        if len(options.photo or ()) > 1:
+        if len(options.photo) > 1:
             raise ValueError(f"one photo is measured, got {len(options.photo)}")
         pipe = build_pipeline(options)
         changes = {**PRESETS["paper"], "steps": options.steps, "seed": options.seed}

@@ -110,16 +110,23 @@ def repaint(
         ValueError: the text-to-image weights do not fit this bundle.
     """
     folder = _early_folder(pipe)
-    unet = _load_base(pipe, folder)
-    if phase == "base":
-        return _repaint(pipe, unet, conditioning, conditioning.caption, settings, goes_on)
-    _add_infrared(unet, folder / INFRARED)
-    return _repaint(pipe, unet, conditioning, INFRARED_PROMPT, settings, goes_on)
+    unet, prompt = _load_base(pipe, folder), conditioning.caption
+    if phase == "phase 1":
+        _add_infrared(unet, folder / INFRARED)
+        prompt = INFRARED_PROMPT
+    return _repaint(pipe, unet, conditioning, prompt, settings, goes_on)
 
 
 def repaint_evaluations(settings: GenerationSettings) -> int:
     """How often `repaint` evaluates the UNet: twice a step, with the text and without."""
-    return 2 * round(STRENGTH * max(_LEAST_STEPS, settings.steps))
+    _, repainted = _steps(settings)
+    return 2 * repainted
+
+
+def _steps(settings: GenerationSettings) -> tuple[int, int]:
+    """Into how many steps the way from noise is cut, and how many of them, the last ones, are gone."""
+    steps = max(_LEAST_STEPS, settings.steps)
+    return steps, round(STRENGTH * steps)
 
 
 def _early_folder(pipe: DiffV2IRPipeline) -> Path | None:
@@ -160,9 +167,9 @@ def _repaint(
     goes_on: Callable[[int, int], bool],
 ) -> Image.Image | None:
     """The photo, repainted by a text-to-image UNet; None if it was ended."""
-    steps = max(_LEAST_STEPS, settings.steps)
+    steps, repainted = _steps(settings)
     scheduler = samplers.build_scheduler(settings.sampler, pipe.scheduler.config, steps, unet.device)
-    timesteps = scheduler.timesteps[steps - round(STRENGTH * steps) :]
+    timesteps = scheduler.timesteps[steps - repainted :]
     scheduler.set_begin_index(steps - len(timesteps))
     generators = [torch.Generator().manual_seed(settings.seed)]
     photo = conditioning.visible_latents.to(unet.device, torch.float32) * pipe.vae.config.scaling_factor

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,18 @@ def make_unet(in_channels: int = 12, seed: int = 0) -> UNet2DConditionModel:
         attention_head_dim=8,
         norm_num_groups=8,
     ).eval()
+
+
+def add_adapter(
+    unet: UNet2DConditionModel, name: str = "style", targets: Sequence[str] = ("to_q", "conv1"), seed: int = 5
+) -> UNet2DConditionModel:
+    """Give `unet` a low-rank adapter that changes what it computes."""
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=list(targets)), name)
+    with torch.no_grad():
+        for key, parameter in unet.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(generator=torch.Generator().manual_seed(seed))
+    return unet
 
 
 def make_vae() -> AutoencoderKL:
@@ -166,13 +179,7 @@ def bundle_folder(tmp_path_factory) -> Path:
         styles=["night"],
         name="mini",
     )
-    styled = make_unet()
-    styled.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "conv1"]), "night")
-    with torch.no_grad():
-        for name, parameter in styled.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(generator=torch.Generator().manual_seed(5))
-    styled.save_lora_adapter(folder / "styles" / "night", "night")
+    add_adapter(make_unet(), "night").save_lora_adapter(folder / "styles" / "night", "night")
     pipe.save_pretrained(folder)
     return folder
 
@@ -184,12 +191,7 @@ def grown_folder(bundle_folder, tmp_path_factory) -> Path:
     shutil.copytree(bundle_folder, folder)
     base = make_unet(in_channels=4, seed=8)
     base.save_pretrained(folder / "phases" / "base")
-    base.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "conv1"]), "infrared")
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(generator=torch.Generator().manual_seed(6))
-    base.save_lora_adapter(folder / "phases" / "infrared", "infrared")
+    add_adapter(base, "infrared", seed=6).save_lora_adapter(folder / "phases" / "infrared", "infrared")
     return folder
 
 

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from conftest import add_adapter
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from diffv2ir.unet import load_lora, merge_lora, merge_lora_keeping_originals, restore_weights, widen_conv_in
@@ -90,16 +90,6 @@ def test_stable_diffusion_is_widened_at_its_true_size():
     widen_conv_in(unet, 12)
     assert unet.conv_in.weight.shape == (320, 12, 3, 3)
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964 + 320 * 8 * 9
-
-
-def add_adapter(unet, name="style", targets=("to_q", "conv1"), seed=5):
-    unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=list(targets)), name)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, parameter in unet.named_parameters():
-            if "lora_B" in key:
-                parameter.normal_(generator=generator)
-    return unet
 
 
 def test_merged_equals_applied_and_is_undone_bit_by_bit(new_unet, inputs):

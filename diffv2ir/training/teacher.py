@@ -260,7 +260,7 @@ def train_member(
         drawn = [crops[draw.index][draw.epoch % len(crops[draw.index])] for draw in draws]
         device = next(model.parameters()).device
         # float32 first: autocast to bfloat16 refuses to stack float16.
-        photos, infrared = (torch.stack([p.to(device).float() for p in parts]) for parts in zip(*drawn, strict=True))
+        photos, infrared = (torch.stack([p.float() for p in parts]).to(device) for parts in zip(*drawn, strict=True))
         channels = [known.index(bands[draw.index]) for draw in draws]
         photos = photos.sub(127).div(128).contiguous(memory_format=torch.channels_last)
         predicted = model(photos)[torch.arange(len(draws)), channels]
