@@ -323,11 +323,16 @@ defaults: {steps: 1, sampler: ddim, resolution: 64}
 """
 
 
+def stages_of(folder):
+    return folder / "phase2.yaml", folder / "real.yaml"
+
+
 @pytest.fixture(scope="module")
 def ip2p_bundle(bundle_folder, data, tmp_path_factory):
-    """A bundle trained without caption and map for half of the steps, and what its objective was given."""
+    """A bundle trained without caption and map, its first stage by half, and what its objective was given."""
     folder, seen = tmp_path_factory.mktemp("ip2p"), []
     (folder / "phase2.yaml").write_text(CONFIG)
+    (folder / "real.yaml").write_text(CONFIG.replace("steps: 4", "steps: 3", 1))
 
     class Recording(DiffusionObjective):
         def __call__(self, unet, draws, targets, prompts, conditions, seeing=None):
@@ -339,14 +344,14 @@ def ip2p_bundle(bundle_folder, data, tmp_path_factory):
         patch.setattr(phases, "DiffusionObjective", Recording)
         patch.setattr(phases.SamSegmenter, "from_pretrained", None)  # neither is ever asked
         patch.setattr(phases.BlipForConditionalGeneration, "from_pretrained", None)
-        result = ip2p.train_ip2p(data, start, bundle_folder, folder / "run", 0.5, folder / "phase2.yaml")
+        result = ip2p.train_ip2p(data, start, bundle_folder, folder / "run", 0.5, stages_of(folder))
     return result, seen
 
 
 def test_ip2p_sees_the_photo_and_one_prompt(ip2p_bundle):
     result, seen = ip2p_bundle
     bundle.check(result)
-    assert len(seen) == 2  # half of four steps
+    assert len(seen) == 2 + 3  # half of four steps, then all of the next stage
     for prompts, conditions in seen:
         assert prompts == [ip2p.PROMPT] * 2
         visible, segmentation = conditions.chunk(2, dim=1)
@@ -355,10 +360,11 @@ def test_ip2p_sees_the_photo_and_one_prompt(ip2p_bundle):
 
 def test_ip2p_of_other_pairs_or_of_another_share_is_refused(ip2p_bundle, data, examples, bundle_folder):
     run = ip2p_bundle[0].parent
-    took = ip2p.training_record(run)
-    assert (took["steps"], took["batch_size"]) == (2, 2) and took["seconds"] > 0
+    options = {"configs": stages_of(run.parent)}
+    took = ip2p.training_record(run, **options)
+    assert (took["steps"], took["batch_size"]) == (5, 2) and took["seconds"] > 0
+    assert ip2p.training_record(run / "phase2", **options) is None  # a part of it
     places = (data, run.parent / "start", bundle_folder, run)
-    options = {"config": run.parent / "phase2.yaml"}
     assert ip2p.train_ip2p(*places, 0.5, **options) == ip2p_bundle[0]
     with pytest.raises(TrainingError, match="trained for 2 steps, and a share of 1 is 4"):
         ip2p.train_ip2p(*places, **options)

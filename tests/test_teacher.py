@@ -347,6 +347,12 @@ def test_bad_shares_and_missing_pictures_are_named(examples, bundle_folder, tmp_
         replace(config, teacher_mix=-0.1)
     with pytest.raises(ValueError, match="teacher_mix is for phases 2 and 3"):
         PhaseConfig("base", LOOP, teacher_mix=0.5)
+    with pytest.raises(ValueError, match=r"cut_mix must lie in \[0, 1\], got 1.1"):
+        replace(config, cut_mix=1.1)
+    with pytest.raises(ValueError, match="cut_mix is for phases 2 and 3"):
+        PhaseConfig("1", LOOP, lora=LoraSettings(), cut_mix=0.5)
+    with pytest.raises(ValueError, match="cut_mix is for views that are kept"):
+        replace(config, teacher_share=1.0, fresh_views=True, cut_mix=0.5)
 
     def train(teacher):
         train_phase(config, examples, bundle_folder, tmp_path / "run", cache=tmp_path / "cache", teacher=teacher)

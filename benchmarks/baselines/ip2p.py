@@ -3,8 +3,9 @@
 `python -m benchmarks.baselines.ip2p --data DATASET --start runs/tiny/phase1/result --vlum runs/tiny/vlum
 --teacher runs/tiny/teacher --run RUN`
 
-Our phase 2 with its configuration, but for the prompt, which is always "turn the visible image into infrared", and the
-map, which is always null. The result is a bundle; `translate` gives it the same conditions in use.
+Our phase 2 on whole photos and that on real pictures with their configurations, but for the prompt, which is always
+"turn the visible image into infrared", and the map, which is always null. The result is a bundle; `translate` gives it
+the same conditions in use.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from train.launch import run
 logger = logging.getLogger(__name__)
 
 PROMPT = "turn the visible image into infrared"
-CONFIG = Path(__file__).parents[2] / "train" / "configs" / "tiny" / "phase2.yaml"
+_TINY = Path(__file__).parents[2] / "train" / "configs" / "tiny"
+CONFIGS = (_TINY / "phase2.yaml", _TINY / "phase2-real.yaml")
 
 
 def train_ip2p(
@@ -42,15 +44,16 @@ def train_ip2p(
     vlum: Path,
     output: Path,
     share: float = 1.0,
-    config: Path = CONFIG,
+    configs: Sequence[Path] = CONFIGS,
     teacher: Path | None = None,
 ) -> Path:
     """Train phase 2 without caption and map; returns the bundle, `output/result`. Resumable.
 
     Args:
         start: where our phase 2 starts, too. vlum: captioner and segmenter; a bundle has them, but they are not used.
-        share: part of the steps, and of the views, of the configuration.
-        config: that of our phase 2. teacher: output of train.teacher: our teacher is its teacher, too.
+        share: part of the steps, and of the views, of the first configuration; the others are trained in full.
+        configs: those of our phase 2, one stage after the other.
+        teacher: output of train.teacher: our teacher is its teacher, too.
 
     Raises:
         DataError, TrainingError, ValueError: as `train_phase`; or share is not in (0, 1], or `output` holds a training
@@ -59,40 +62,64 @@ def train_ip2p(
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     examples = training_pairs(data)
-    theirs = without_conditions(load_config(config, PhaseConfig), share)
-    if (output / "result").is_dir() or latest_checkpoint(output):
-        check_training(output, examples, share, config)
-    return train_phase(theirs, examples, start, output, cache=output / "cache", vlum=vlum, teacher=teacher)
+    stages = _stages(output, configs, share)
+    if any((folder / "result").is_dir() or latest_checkpoint(folder) for folder, _ in stages):
+        check_training(output, examples, share, configs)
+    for folder, config in stages:
+        start = train_phase(config, examples, start, folder, cache=output / "cache", vlum=vlum, teacher=teacher)
+    return start
+
+
+def _stages(output: Path, configs: Sequence[Path], share: float) -> list[tuple[Path, PhaseConfig]]:
+    """Folder and configuration of each stage; the last one's folder is that of the whole."""
+    folders = [*(output / config.stem for config in configs[:-1]), output]
+    shares = [share, *(1.0 for _ in configs[1:])]
+    theirs = (
+        without_conditions(load_config(config, PhaseConfig), part) for config, part in zip(configs, shares, strict=True)
+    )
+    return list(zip(folders, theirs, strict=True))
 
 
 def check_training(
-    output: Path, examples: Sequence[Example], share: float | None = None, config: Path = CONFIG
+    output: Path, examples: Sequence[Example], share: float | None = None, configs: Sequence[Path] = CONFIGS
 ) -> None:
     """Refuse a training on other pairs than `examples`, or with other steps than `share` of ours; None = any.
 
     Raises:
         TrainingError: it is of other pairs or steps.
     """
-    theirs = without_conditions(load_config(config, PhaseConfig), share or 1.0)
-    recorded = recorded_examples(output)
-    if recorded is None:
+    stages = _stages(output, configs, share or 1.0)
+    if recorded_examples(output) is None and (output / "result").is_dir():
         logger.warning("%s does not say what it was trained on: it is taken for the pairs of the dataset", output)
-    elif recorded != examples_hash([example for example in examples if theirs.fits(example)]):
+    for folder, theirs in stages:
+        recorded = recorded_examples(folder)
+        if recorded not in (None, examples_hash([example for example in examples if theirs.fits(example)])):
+            raise TrainingError(
+                f"{folder} was trained on other pairs, or with other captions or bands, than those of the dataset; "
+                "choose another folder, or the same dataset"
+            )
+    record, (_, first) = _record(stages[0][0]), stages[0]
+    if share is not None and record and record["steps"] != first.loop.steps:
         raise TrainingError(
-            f"{output} was trained on other pairs, or with other captions or bands, than those of the dataset; choose "
-            "another folder, or the same dataset"
-        )
-    record = training_record(output)
-    if share is not None and record and record["steps"] != theirs.loop.steps:
-        raise TrainingError(
-            f"{output} was trained for {record['steps']} steps, and a share of {share:g} is {theirs.loop.steps}; "
+            f"{stages[0][0]} was trained for {record['steps']} steps, and a share of {share:g} is {first.loop.steps}; "
             "choose another folder, or the same share"
         )
 
 
-def training_record(output: Path) -> dict[str, float] | None:
-    """What a finished training took: steps, samples of a step, seconds; None where its history is not there."""
-    path = output / "history.json"
+def training_record(output: Path, configs: Sequence[Path] = CONFIGS) -> dict[str, float] | None:
+    """What a finished training took in all: steps, samples of a step, seconds; None where a history is not there."""
+    records = [_record(folder) for folder, _ in _stages(output, configs, 1.0)]
+    if None in records:
+        return None
+    return {
+        "steps": sum(record["steps"] for record in records),
+        "batch_size": records[0]["batch_size"],
+        "seconds": sum(record["seconds"] for record in records),
+    }
+
+
+def _record(folder: Path) -> dict[str, float] | None:
+    path = folder / "history.json"
     if not path.is_file():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -125,7 +152,7 @@ def main() -> None:
     parser.add_argument("--vlum", type=Path, required=True, help="folder with captioner and segmenter, or a bundle")
     parser.add_argument("--teacher", type=Path, help="output of train.teacher, as for our phase 2")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; start again to resume")
-    parser.add_argument("--share", type=float, default=1.0, help="part of our steps and views (default: as many)")
+    parser.add_argument("--share", type=float, default=1.0, help="part of the steps of phase2.yaml (default: all)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     options = parser.parse_args()
     run(

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 _FLAT = 2.5e-4
 
 # What random numbers are drawn for.
-_VIEW, _CROP, _MIX, _BAND = range(4)
+_VIEW, _CROP, _MIX, _BAND, _PASTE = range(5)
 
 # For how many pixels a side the network's last map has one place.
 _MAP_STRIDE = 32
@@ -469,6 +469,53 @@ class LatentCache:
         view = asdict(self.view) | {"variants": None}
         key = _key(hashes, self._vae_hash, view, variant, self.seed, *taught, *mixed, self._network is not None)
         return self.folder / key[:2] / f"{key}.safetensors"
+
+
+class Paster:
+    """Pastes a rectangle of another pair into views, at each draw anew: photo, map and target (Yun et al. 2019).
+
+    What a place looks like in infrared then depends on what is near, and not on which of few photos it is. Unlike a
+    `Mixer` it needs no teacher: what is pasted brings its own target along.
+
+    Args:
+        latents: of all examples. share: of the draws that get a rectangle.
+        weights: how often each example is the one that it is cut from; None = all alike.
+    """
+
+    def __init__(
+        self, latents: LatentCache, examples: Sequence[Example], share: float, weights: Sequence[float] | None = None
+    ):
+        self.latents, self.examples, self.share = latents, examples, share
+        weights = weights or [1.0] * len(examples)
+        bands = [known_band(example.band) for example in examples]
+        self._of_band = {band: [n for n, other in enumerate(bands) if other == band] for band in set(bands)}
+        self._cumulative = {
+            band: torch.tensor([weights[n] for n in numbers], dtype=torch.float64).cumsum(0)
+            for band, numbers in self._of_band.items()
+        }
+
+    def paste(self, views: dict[str, Tensor], band: str, draw: Draw) -> dict[str, Tensor]:
+        """The views of a draw whose target is of `band`, with a part of another example's of that band, or as they are.
+
+        "seen" is left out where something was pasted: it is of the whole photo.
+        """
+        generator = torch.Generator().manual_seed(mix_seed(draw.seed, draw.position, _PASTE))
+        chance, which, *box = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+        numbers = self._of_band.get(band)
+        if chance >= self.share or not numbers:
+            return views
+        cumulative = self._cumulative[band]
+        other = self.examples[numbers[int(torch.searchsorted(cumulative, which * cumulative[-1], right=True))]]
+        if self.latents.band(other, draw) != band:
+            return views
+        height, width = views["infrared"].shape[1:]
+        top, bottom = (round(height * side) for side in sorted(box[:2]))
+        left, right = (round(width * side) for side in sorted(box[2:]))
+        pasted = {role: view.clone() for role, view in views.items() if role != "seen"}
+        theirs = self.latents.load(other, draw.epoch)
+        for role, view in pasted.items():
+            view[:, top:bottom, left:right] = theirs[role][:, top:bottom, left:right]
+        return pasted
 
 
 def _lacks(path: Path, share: Share) -> bool:

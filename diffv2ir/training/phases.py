@@ -37,6 +37,7 @@ from diffv2ir.training.cache import (
     LatentCache,
     MapCache,
     Mixer,
+    Paster,
     PictureFolder,
     Share,
     Taught,
@@ -116,6 +117,7 @@ class PhaseConfig:
         other_band: share of the views whose prompt asks for another band than the camera's, and whose target is the
             teacher's picture of it: that a photo is of some data set does not say which band is wanted.
         teacher_mix: share of the views that are made of two photos, with what the teacher sees in them as the target.
+        cut_mix: share of the draws in which a rectangle of photo, map and target is another pair's (`Paster`).
         fresh_views: phases 2 and 3: each draw has a view of its own (`FreshViews`), in place of one of `view.variants`
             that are made before. All photos stay in memory, and the target is the teacher's picture alone. Of `view`,
             `variants` and `edge_radius` have no part in it.
@@ -145,6 +147,7 @@ class PhaseConfig:
     teacher_share: float = 0.0
     other_band: float = 0.0
     teacher_mix: float = 0.0
+    cut_mix: float = 0.0
     fresh_views: bool = False
     seeing: float = 0.0
     defaults: dict = field(default_factory=dict)
@@ -160,13 +163,15 @@ class PhaseConfig:
             raise ValueError(f"phase {self.phase} trains all weights: remove lora")
         if self.phase not in ("2", "3") and (self.without_map or self.fixed_prompt is not None):
             raise ValueError("fixed_prompt and without_map are for phases 2 and 3: the others have no such conditions")
-        for name in ("teacher_share", "other_band", "teacher_mix"):
+        for name in ("teacher_share", "other_band", "teacher_mix", "cut_mix"):
             if getattr(self, name) and self.phase not in ("2", "3"):
-                raise ValueError(f"{name} is for phases 2 and 3: a teacher looks at photos and predicts infrared")
+                raise ValueError(f"{name} is for phases 2 and 3: the others have no pairs of photo and infrared")
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.fresh_views and self.teacher_share != 1:
             raise ValueError("fresh_views needs teacher_share 1: what a camera saw is not made anew")
+        if self.fresh_views and self.cut_mix:
+            raise ValueError("cut_mix is for views that are kept: fresh_views has teacher_mix")
         if self.other_band and not self.teacher_share:
             raise ValueError("other_band needs teacher_share: only a teacher has pictures of another band")
         if self.other_band and self.fixed_prompt is not None:
@@ -289,14 +294,16 @@ def train_phase(
     latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
     trained = _with_head(unet, latents, chosen, config.loop.seed) if config.seeing else unet
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
+    paster = Paster(latents, chosen, config.cut_mix, config.weights(chosen)) if config.cut_mix else None
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
         drawn = [chosen[draw.index] for draw in draws]
-        batch = [
-            _sample(config, views, latents.band(example, draw), captions, example, draw)
-            for views, example, draw in zip(latents.batch(drawn, draws), drawn, draws, strict=True)
-        ]
+        batch = []
+        for views, example, draw in zip(latents.batch(drawn, draws), drawn, draws, strict=True):
+            band = latents.band(example, draw)
+            views = paster.paste(views, band, draw) if paster else views
+            batch.append(_sample(config, views, band, captions, example, draw))
         targets, texts, conditions, features = zip(*batch, strict=True)
         joined = None if conditions[0] is None else torch.stack(conditions)
         seeing = partial(_seeing_loss, trained, config.seeing, features) if config.seeing else None

@@ -27,6 +27,8 @@ from diffv2ir.training.validation import validate_bundle
 logger = logging.getLogger(__name__)
 
 STYLES = ("flir", "campus", "nir")
+# The stage whose weights are the bundle's.
+GENERAL = "phase2-real"
 
 # Chosen on the validation part of train.
 DEFAULTS = dict(
@@ -103,7 +105,7 @@ def _stages(
     train: list[Example], validation: list[Example], output: Path, configs: Path, hold_phases: bool
 ) -> list[Stage]:
     parts, vlum, cache = output / "parts", output / "vlum", output / "cache"
-    fresh, phase2 = output / "phase2-fresh", output / "phase2"
+    fresh, phase2, general = (output / name for name in ("phase2-fresh", "phase2", GENERAL))
 
     def component(kind, function, name: str) -> Callable[[], Path]:
         return lambda: function(train, output / name, load_config(configs / f"{name}.yaml", kind))
@@ -126,8 +128,9 @@ def _stages(
         Stage("phase 1, infrared prior", 2, phase("phase1", output / "base" / "result")),
         Stage("phase 2, fresh views", 410, phase("phase2-fresh", output / "phase1" / "result", vlum=vlum)),
         Stage("phase 2", 45, phase("phase2", fresh / "result")),
-        *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", phase2 / "result")) for style in STYLES],
-        Stage("packing", 0.2, lambda: pack(phase2 / "result", output, hold_phases)),
+        Stage("phase 2, real pictures", 30, phase(GENERAL, phase2 / "result")),
+        *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", general / "result")) for style in STYLES],
+        Stage("packing", 0.2, lambda: pack(general / "result", output, hold_phases)),
     ]
 
 
