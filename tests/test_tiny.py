@@ -47,6 +47,7 @@ CONFIGS = {
     },
     "phase2-real": {
         "phase": "2", "map_style": "union", "own_captions": True, "cut_mix": 0.5, **PHASE,
+        "loop": {**PHASE["loop"], "mixed_precision": "bf16"},
     },
     **{
         f"phase3-{style}": {

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -49,6 +50,13 @@ PATIENCE = timedelta(hours=24)
 def process_state() -> PartialState:
     """This process among those of `accelerate launch`, set up as `Accelerator` does it, and patient."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+
+
+def _accelerator(mixed_precision: str) -> Accelerator:
+    """An accelerator of this precision, also where another training of this process had another one."""
+    if AcceleratorState._shared_state.get("_mixed_precision") not in (None, mixed_precision):
+        AcceleratorState._reset_state()  # it has no other way; the processes stay connected
+    return Accelerator(mixed_precision=mixed_precision)
 
 
 class TrainingError(RuntimeError):
@@ -234,7 +242,7 @@ class Loop:
             config, Path(output), loss, save, validate, name,
         )  # fmt: skip
         process_state()  # before the accelerator, which would set it up with less patience
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.accelerator = _accelerator(config.mixed_precision)
         _check_sharing(self.accelerator.distributed_type)
         self.sampler = Sampler(count, config.seed, weights)
         if not any(parameter.requires_grad for parameter in model.parameters()):

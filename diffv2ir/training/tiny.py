@@ -39,7 +39,7 @@ DEFAULTS = dict(
     segmentation_scale=1.0,
     text_scale=1.0,
     edge_radius=16.0,
-    gain_control=0.25,
+    gain_control=0.1,
 )
 
 # Zero terminal SNR: the first step of sampling starts from pure noise, as it does in training, so the overall
@@ -128,8 +128,8 @@ def _stages(
         Stage("phase 1, infrared prior", 2, phase("phase1", output / "base" / "result")),
         Stage("phase 2, fresh views", 410, phase("phase2-fresh", output / "phase1" / "result", vlum=vlum)),
         Stage("phase 2", 45, phase("phase2", fresh / "result")),
-        Stage("phase 2, real pictures", 30, phase(GENERAL, phase2 / "result")),
-        *[Stage(f"phase 3, {style}", 2, phase(f"phase3-{style}", general / "result")) for style in STYLES],
+        Stage("phase 2, real pictures", 9, phase(GENERAL, phase2 / "result")),
+        *[Stage(f"phase 3, {style}", 4, phase(f"phase3-{style}", general / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(general / "result", output, hold_phases)),
     ]
 
