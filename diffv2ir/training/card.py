@@ -26,7 +26,8 @@ STAGES = {
     "base": "text-to-image base (visible photos)",
     "phase1": "phase 1, LoRA on infrared alone",
     "phase2-fresh": "phase 2, crops that are new every time",
-    "phase2": "phase 2, the teacher's pictures of photos and mixed photos: `general`",
+    "phase2": "phase 2, the teacher's pictures of photos and mixed photos",
+    "phase2-real": "phase 2, the cameras' pictures: `general`",
     "phase3-flir": "phase 3, LoRA: `flir`",
     "phase3-campus": "phase 3, LoRA: `campus`",
     "phase3-nir": "phase 3, LoRA: `nir`",
@@ -101,24 +102,27 @@ def size_table(bundle: Path) -> str:
 
 
 def draw_curves(run: Path, path: Path) -> None:
-    """The loss of every stage over its steps, and the validation figures of phase 2, as one picture."""
+    """The loss of every stage over its steps, and the validation figures of phase 2's stages, as one picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     trained = [name for name in STAGES if (run / name / "history.json").is_file()]
-    rows = -(-(len(trained) + 2) // 4)
-    figure, axes = pyplot.subplots(rows, 4, figsize=(13, 2.5 * rows), layout="constrained")
-    for axis, name in zip(axes.flat, trained, strict=False):
-        _, entries = _history(run / name)
-        axis.plot([entry["step"] for entry in entries], [entry["loss"] for entry in entries])
-        axis.set_title(f"{name}: loss", fontsize=9)
-    _, entries = _history(run / "phase2", only="validation/psnr")
-    for axis, key in zip(axes.flat[len(trained) :], ("psnr", "ssim"), strict=False):
-        values = [entry[f"validation/{key}"] for entry in entries]
-        axis.plot([entry["step"] for entry in entries], values, "o-")
-        axis.set_title(f"phase2: validation {key.upper()}", fontsize=9)
+    panels = [(name, "loss") for name in trained]
+    panels += [
+        (name, f"validation/{key}")
+        for name in trained
+        if name.startswith("phase2") and _history(run / name, only="validation/psnr")[1]
+        for key in ("psnr", "ssim")
+    ]
+    rows = -(-len(panels) // 4)
+    figure, axes = pyplot.subplots(rows, 4, figsize=(13, 2.5 * rows), layout="constrained", squeeze=False)
+    for axis, (name, key) in zip(axes.flat, panels, strict=False):
+        _, entries = _history(run / name, only=key)
+        style = "-" if key == "loss" else "o-"
+        axis.plot([entry["step"] for entry in entries], [entry[key] for entry in entries], style)
+        axis.set_title(f"{name}: {key.replace('/', ' ')}", fontsize=9)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
