@@ -8,10 +8,10 @@ from pathlib import Path
 # Package, file in it, style, what it shows. Licences: assets/EXAMPLES.md.
 _PHOTOS = (
     ("gradio", "media_assets/images/tower.jpg", "campus", "Tower"),
-    ("skimage", "data/astronaut.png", "general", "Astronaut"),
+    ("skimage", "data/astronaut.png", "campus", "Astronaut"),
     ("gradio", "media_assets/images/lion.jpg", "nir", "Lion"),
     ("skimage", "data/coffee.png", "general", "Coffee"),
-    ("skimage", "data/chelsea.png", "general", "Cat"),
+    ("skimage", "data/chelsea.png", "campus", "Cat"),
     ("skimage", "data/rocket.jpg", "flir", "Rocket"),
 )
 
