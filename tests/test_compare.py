@@ -46,7 +46,9 @@ def compared(data, bundle_folder, tmp_path_factory):
     history = [{"step": 2, "loss": 1.0, "seconds_per_step": 3.0}, {"step": 2, "psnr": 9.0}]
     history.append({"step": 5, "loss": 1.0, "seconds_per_step": 2.0})
     trained = {"config": {"loop": {"steps": 5, "batch_size": 4}}, "history": history}
-    (run / "trainings" / "ip2p" / "history.json").write_text(json.dumps(trained))
+    for stage in (run / "trainings" / "ip2p" / "phase2", run / "trainings" / "ip2p"):
+        stage.mkdir(exist_ok=True)
+        (stage / "history.json").write_text(json.dumps(trained))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffv2ir.scores.has_frechet_weights", lambda: False)  # half of the time
         patch.setitem(compare.LEARNERS, "pix2pix", functools.partial(Pix2Pix, width=2))
@@ -101,7 +103,8 @@ def test_the_record_says_what_was_scored_and_what_the_trainings_took(compared, d
     assert set(record["pictures"]) == set(images) and record["bundle_sha256"] == pipe.bundle_sha256
     assert set(record["real"]) == {"even", "new", "odd", OVERALL}
     assert list(record["trainings"]) == ["regression", "pix2pix", "ip2p"]
-    assert record["trainings"]["ip2p"] == {"steps": 5, "batch_size": 4, "seconds": 2 * 3 + 3 * 2}
+    both_stages = {"steps": 2 * 5, "batch_size": 4, "seconds": 2 * (2 * 3 + 3 * 2)}
+    assert record["trainings"]["ip2p"] == both_stages
     trained = finished(compared / "trainings" / "pix2pix")
     took = {"steps": trained["step"], "batch_size": 1, "seconds": trained["seconds"], "pairs": 3}
     assert record["trainings"]["pix2pix"] == took and took["steps"] >= 1
@@ -147,7 +150,7 @@ def test_a_training_that_is_not_the_one_asked_for_is_refused(compared, data, bun
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "pix2pix was trained for 1e-05 minutes, not for 30 minutes" in refused("pix2pix", "--minutes", "30")
-    assert "ip2p was trained for 5 steps, and a share of 0.5 is 2000" in refused("ip2p", "--share", "0.5")
+    assert "phase2 was trained for 5 steps, and a share of 0.5 is 2000" in refused("ip2p", "--share", "0.5")
     other = shutil.copytree(data, tmp_path / "other")
     picture = other / "images" / "0.png"
     Image.eval(Image.open(picture), lambda level: 255 - level).save(picture)
