@@ -370,6 +370,10 @@ def test_ip2p_of_other_pairs_or_of_another_share_is_refused(ip2p_bundle, data, e
         ip2p.train_ip2p(*places, **options)
     with pytest.raises(TrainingError, match="trained on other pairs"):
         ip2p.check_training(run, examples[1:], **options)
+    another = (run.parent / "another.yaml", options["configs"][1])
+    another[0].write_text(CONFIG)
+    with pytest.raises(TrainingError, match="without the stage another of ours"):
+        ip2p.check_training(run, examples, configs=another)
 
 
 def test_ip2p_is_used_as_it_was_trained(pipe, photo, monkeypatch):

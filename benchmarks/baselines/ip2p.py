@@ -86,12 +86,14 @@ def check_training(
     """Refuse a training on other pairs than `examples`, or with other steps than `share` of ours; None = any.
 
     Raises:
-        TrainingError: it is of other pairs or steps.
+        TrainingError: it is of other pairs, stages or steps.
     """
     stages = _stages(output, configs, share or 1.0)
     if recorded_examples(output) is None and (output / "result").is_dir():
         logger.warning("%s does not say what it was trained on: it is taken for the pairs of the dataset", output)
     for folder, theirs in stages:
+        if (output / "result").is_dir() and not folder.is_dir():
+            raise TrainingError(f"{output} was trained without the stage {folder.name} of ours: choose another folder")
         recorded = recorded_examples(folder)
         if recorded not in (None, examples_hash([example for example in examples if theirs.fits(example)])):
             raise TrainingError(
