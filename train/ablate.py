@@ -20,7 +20,7 @@ from diffv2ir.training.captioner import unseen_captions
 from diffv2ir.training.config import load_config
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import PhaseConfig
-from diffv2ir.training.tiny import GENERAL
+from diffv2ir.training.tiny import DEFAULTS, GENERAL
 from train.launch import run
 
 CONFIGS = Path(__file__).parent / "configs" / "ablation"
@@ -203,7 +203,7 @@ def _packed(finished: Path, styles: list[str], output: Path) -> Path:
     if not bundle.is_dir():
         early = (finished / "base" / "result", finished / "phase1" / "result")
         adapters = {style: finished / f"phase3-{style}" / "result" for style in styles}
-        pack_bundle(finished / GENERAL / "result", adapters, bundle, finished.name, {}, early)
+        pack_bundle(finished / GENERAL / "result", adapters, bundle, finished.name, DEFAULTS, early)
     return bundle
 
 
