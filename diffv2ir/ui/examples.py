@@ -8,11 +8,11 @@ from pathlib import Path
 # Package, file in it, style, what it shows. Licences: assets/EXAMPLES.md.
 _PHOTOS = (
     ("gradio", "media_assets/images/tower.jpg", "campus", "Tower"),
-    ("skimage", "data/astronaut.png", "campus", "Astronaut"),
     ("gradio", "media_assets/images/lion.jpg", "nir", "Lion"),
-    ("skimage", "data/coffee.png", "general", "Coffee"),
-    ("skimage", "data/chelsea.png", "campus", "Cat"),
     ("skimage", "data/rocket.jpg", "flir", "Rocket"),
+    ("skimage", "data/chelsea.png", "campus", "Cat"),
+    ("skimage", "data/coffee.png", "general", "Coffee"),
+    ("skimage", "data/astronaut.png", "campus", "Astronaut"),
 )
 
 
