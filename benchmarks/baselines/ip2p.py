@@ -70,14 +70,16 @@ def train_ip2p(
     return start
 
 
+def _folders(output: Path, configs: Sequence[Path]) -> list[Path]:
+    """Where each stage is trained; the last one's folder is that of the whole."""
+    return [*(output / config.stem for config in configs[:-1]), output]
+
+
 def _stages(output: Path, configs: Sequence[Path], share: float) -> list[tuple[Path, PhaseConfig]]:
-    """Folder and configuration of each stage; the last one's folder is that of the whole."""
-    folders = [*(output / config.stem for config in configs[:-1]), output]
-    shares = [share, *(1.0 for _ in configs[1:])]
-    theirs = (
-        without_conditions(load_config(config, PhaseConfig), part) for config, part in zip(configs, shares, strict=True)
-    )
-    return list(zip(folders, theirs, strict=True))
+    """Folder and configuration of each stage; `share` is for the first."""
+    first, *others = (load_config(config, PhaseConfig) for config in configs)
+    theirs = [without_conditions(first, share), *map(without_conditions, others)]
+    return list(zip(_folders(output, configs), theirs, strict=True))
 
 
 def check_training(
@@ -100,17 +102,18 @@ def check_training(
                 f"{folder} was trained on other pairs, or with other captions or bands, than those of the dataset; "
                 "choose another folder, or the same dataset"
             )
-    record, (_, first) = _record(stages[0][0]), stages[0]
+    folder, first = stages[0]
+    record = _record(folder)
     if share is not None and record and record["steps"] != first.loop.steps:
         raise TrainingError(
-            f"{stages[0][0]} was trained for {record['steps']} steps, and a share of {share:g} is {first.loop.steps}; "
+            f"{folder} was trained for {record['steps']} steps, and a share of {share:g} is {first.loop.steps}; "
             "choose another folder, or the same share"
         )
 
 
 def training_record(output: Path, configs: Sequence[Path] = CONFIGS) -> dict[str, float] | None:
     """What a finished training took in all: steps, samples of a step, seconds; None where a history is not there."""
-    records = [_record(folder) for folder, _ in _stages(output, configs, 1.0)]
+    records = [_record(folder) for folder in _folders(output, configs)]
     if None in records:
         return None
     return {
@@ -154,7 +157,7 @@ def main() -> None:
     parser.add_argument("--vlum", type=Path, required=True, help="folder with captioner and segmenter, or a bundle")
     parser.add_argument("--teacher", type=Path, help="output of train.teacher, as for our phase 2")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; start again to resume")
-    parser.add_argument("--share", type=float, default=1.0, help="part of the steps of phase2.yaml (default: all)")
+    parser.add_argument("--share", type=float, default=1.0, help="part of steps and views of phase2.yaml (default: 1)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     options = parser.parse_args()
     run(

@@ -304,8 +304,7 @@ class Mixer:
         """The other example, or None where the view stays as it is."""
         if float(torch.rand((), generator=generator)) >= self.share:
             return None
-        place = torch.rand((), generator=generator, dtype=torch.float64) * self._cumulative[-1]
-        return self.partners[int(torch.searchsorted(self._cumulative, place, right=True))]
+        return self.partners[_by_weight(self._cumulative, torch.rand((), generator=generator, dtype=torch.float64))]
 
     def mix(
         self, views: dict[str, Image.Image], others: dict[str, Image.Image], band: str, generator: torch.Generator
@@ -321,8 +320,8 @@ class Mixer:
         pasted, weight, *box = torch.rand(6, generator=generator).tolist()
         mixed = dict(views)
         if pasted < 0.5:
-            left, right = (round(size[0] * side) for side in sorted(box[:2]))
-            top, bottom = (round(size[1] * side) for side in sorted(box[2:]))
+            left, right = _span(size[0], box[:2])
+            top, bottom = _span(size[1], box[2:])
             for role in roles:
                 mixed[role] = views[role].copy()
                 mixed[role].paste(others[role].crop((left, top, right, bottom)), (left, top))
@@ -485,13 +484,13 @@ class Paster:
     def __init__(
         self, latents: LatentCache, examples: Sequence[Example], share: float, weights: Sequence[float] | None = None
     ):
-        self.latents, self.examples, self.share = latents, examples, share
-        weights = weights or [1.0] * len(examples)
-        bands = [known_band(example.band) for example in examples]
-        self._of_band = {band: [n for n, other in enumerate(bands) if other == band] for band in set(bands)}
-        self._cumulative = {
-            band: torch.tensor([weights[n] for n in numbers], dtype=torch.float64).cumsum(0)
-            for band, numbers in self._of_band.items()
+        self.latents, self.share = latents, share
+        of_band: dict[str, list[tuple[Example, float]]] = {}
+        for example, weight in zip(examples, weights or [1.0] * len(examples), strict=True):
+            of_band.setdefault(known_band(example.band), []).append((example, weight))
+        self._of_band = {
+            band: ([example for example, _ in own], torch.tensor([w for _, w in own], dtype=torch.float64).cumsum(0))
+            for band, own in of_band.items()
         }
 
     def paste(self, views: dict[str, Tensor], band: str, draw: Draw) -> dict[str, Tensor]:
@@ -501,21 +500,31 @@ class Paster:
         """
         generator = torch.Generator().manual_seed(mix_seed(draw.seed, draw.position, _PASTE))
         chance, which, *box = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
-        numbers = self._of_band.get(band)
-        if chance >= self.share or not numbers:
+        if chance >= self.share or band not in self._of_band:
             return views
-        cumulative = self._cumulative[band]
-        other = self.examples[numbers[int(torch.searchsorted(cumulative, which * cumulative[-1], right=True))]]
+        examples, cumulative = self._of_band[band]
+        other = examples[_by_weight(cumulative, which)]
         if self.latents.band(other, draw) != band:
             return views
         height, width = views["infrared"].shape[1:]
-        top, bottom = (round(height * side) for side in sorted(box[:2]))
-        left, right = (round(width * side) for side in sorted(box[2:]))
+        top, bottom = _span(height, box[:2])
+        left, right = _span(width, box[2:])
         pasted = {role: view.clone() for role, view in views.items() if role != "seen"}
         theirs = self.latents.load(other, draw.epoch)
         for role, view in pasted.items():
             view[:, top:bottom, left:right] = theirs[role][:, top:bottom, left:right]
         return pasted
+
+
+def _by_weight(cumulative: Tensor, uniform: Tensor | float) -> int:
+    """The place that a number in [0, 1) draws, each as often as its weight says; `cumulative`: their running sum."""
+    return int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+
+
+def _span(length: int, sides: Sequence[float]) -> tuple[int, int]:
+    """Where the part of a length between two numbers in [0, 1], in any order, begins and ends."""
+    start, end = sorted(sides)
+    return round(length * start), round(length * end)
 
 
 def _lacks(path: Path, share: Share) -> bool:
