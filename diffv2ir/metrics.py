@@ -45,16 +45,22 @@ def ssim(image: GrayImage, reference: GrayImage) -> float:
     a, b = _gray_pair(image, reference)
     if min(a.shape) < _SSIM_WINDOW:
         raise ValueError(f"SSIM needs at least {_SSIM_WINDOW}x{_SSIM_WINDOW} pixels, got {a.shape[1]}x{a.shape[0]}")
+    return float(ssim_of_batch(a[None, None], b[None, None]))
+
+
+def ssim_of_batch(images: Tensor, references: Tensor) -> Tensor:
+    """`ssim` of gray images (N, 1, H, W) in 0..1, each: (N,), with gradients; in the precision that they have."""
     count = _SSIM_WINDOW**2
-    moments = F.avg_pool2d(torch.stack([a, b, a * a, b * b, a * b])[None], _SSIM_WINDOW, stride=1)[0]
-    mean_a, mean_b, *squares = moments  # [H - 6, W - 6] each
+    a, b = images, references
+    moments = F.avg_pool2d(torch.cat([a, b, a * a, b * b, a * b], dim=1), _SSIM_WINDOW, stride=1)
+    mean_a, mean_b, *squares = moments.unbind(1)  # [N, H - 6, W - 6] each
     products = (mean_a * mean_a, mean_b * mean_b, mean_a * mean_b)
     var_a, var_b, cov = (
         (square - product) * count / (count - 1) for square, product in zip(squares, products, strict=True)
     )
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * products[2] + c1) * (2 * cov + c2) / ((products[0] + products[1] + c1) * (var_a + var_b + c2))
-    return float(similarity.mean())
+    return similarity.mean((1, 2))
 
 
 def _gray_pair(image: GrayImage, reference: GrayImage) -> tuple[Tensor, Tensor]:

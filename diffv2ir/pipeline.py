@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
 
 from diffv2ir import __version__, bundle, imaging, memory, samplers
-from diffv2ir.edges import colours, follow_edges
+from diffv2ir.edges import colours, follow_edges, generated_window
 from diffv2ir.guidance import (
     Branch,
     BranchPlan,
@@ -43,10 +43,6 @@ from diffv2ir.vlum.prompt import BANDS
 
 # A segmentation map is drawn at the photo's size, up to this many pixels on the longer side.
 _LARGEST_MAP = 1024
-
-# How soft a picture is, as a share of the radius in which it follows the photo's edges, and the variance of a colour
-# below which a photo counts as flat (`follow_edges`). Chosen with the bundle `tiny` on held-out pairs.
-_EDGE_BLUR, _EDGE_FLAT = 0.125, 2.5e-4
 
 # A user's map may differ this much in aspect ratio from the photo (rounding of sizes), no more.
 _ASPECT_TOLERANCE = 0.02
@@ -661,8 +657,7 @@ def _draw(
     """Decoded pixels [1, 3, h, w] as an 8-bit gray picture at the photo's size; its `levels` and `gain`."""
     levels = ((pixels[0].float().mean(dim=0) + 1) / 2).clamp(0, 1).cpu().numpy()
     if settings.edge_radius:
-        radius = max(1, round(settings.edge_radius / 100 * min(levels.shape)))
-        levels = follow_edges(levels, colours(photo), radius, blur=_EDGE_BLUR * radius, flat=_EDGE_FLAT)
+        levels = follow_edges(levels, colours(photo), *generated_window(settings.edge_radius, levels.shape))
     if settings.gain_control:
         gain = gain or imaging.measure_gain(levels)
         levels = imaging.control_gain(levels, settings.gain_control, gain)

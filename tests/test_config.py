@@ -39,7 +39,8 @@ def test_configurations_of_the_project_load(path):
     config = load_config(path, COMPONENTS.get(path.stem, PhaseConfig))
     assert config.loop.steps > 0
     if isinstance(config, PhaseConfig):
-        name = path.stem.removeprefix("phase").removesuffix("-fresh").removesuffix("-real")
+        name = path.stem.removeprefix("phase")
+        name = name.split("-")[0] if path.stem.startswith("phase2") else name
         assert name == (f"3-{config.style}" if path.parent.name == "tiny" and config.style else config.phase)
 
 
@@ -51,6 +52,7 @@ def test_tiny_has_a_configuration_for_every_stage():
         "phase2",
         "phase2-fresh",
         "phase2-real",
+        "phase2-picture",
         *(f"phase3-{style}" for style in STYLES),
     }
     assert {path.stem for path in (CONFIGS / "tiny").glob("*.yaml")} == wanted

@@ -13,7 +13,7 @@ from make_data import draw_scene, make_manifest_dataset, make_start_folder
 from PIL import Image, ImageEnhance
 
 from diffv2ir.data import read_examples
-from diffv2ir.edges import brightness, follow_edges, follow_edges_of_batch, gray_levels
+from diffv2ir.edges import brightness, colours, follow_edges, follow_edges_of_batch, generated_window, gray_levels
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training.cache import ViewConfig, encode_mode
 from diffv2ir.training.diffusion import PromptEncoder
@@ -75,6 +75,10 @@ def test_edges_are_followed_as_opencv_does_it(seed, size, coarser):
     expected = follow_edges(brightness(small), brightness(photo), 4, 0.5)
     pictures, photos = (torch.from_numpy(brightness(image))[None, None] for image in (small, photo))
     followed = follow_edges_of_batch(pictures, photos, 4, 0.5)[0, 0].numpy()
+    np.testing.assert_allclose(followed, expected, atol=2e-3)
+    window = generated_window(20, pictures.shape)
+    expected = follow_edges(brightness(small), colours(photo), *window)
+    followed = follow_edges_of_batch(pictures, to_tensor(photo)[None] / 2 + 0.5, *window)[0, 0].numpy()
     np.testing.assert_allclose(followed, expected, atol=2e-3)
 
 

@@ -23,10 +23,11 @@ from diffv2ir.phases import draw_phases
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training import phases, validation
 from diffv2ir.training.cache import ViewConfig
-from diffv2ir.training.diffusion import DROPPED_SUBSETS, DiffusionObjective, SeeingUNet, build_unet
+from diffv2ir.training.diffusion import DROPPED_SUBSETS, DiffusionObjective, NoiseConfig, SeeingUNet, build_unet
 from diffv2ir.training.loop import Draw, LoopConfig, TrainingError
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import LoraSettings, Parts, PhaseConfig, UNetSettings, prepare_unet, train_phase
+from diffv2ir.training.pictures import PictureConfig
 from diffv2ir.training.seeing import FeatureTarget
 from diffv2ir.training.validation import validate_bundle
 from diffv2ir.unet import load_lora, merge_lora
@@ -53,9 +54,9 @@ def recording_objective(seen):
     """While it lasts, `seen` collects what the objective is given."""
 
     class Recording(DiffusionObjective):
-        def __call__(self, unet, draws, targets, prompts, conditions, seeing=None):
+        def __call__(self, unet, draws, targets, prompts, conditions, *losses):
             seen.append((self.scaling_factor, prompts, None if conditions is None else conditions.shape[1:]))
-            return super().__call__(unet, draws, targets, prompts, conditions, seeing)
+            return super().__call__(unet, draws, targets, prompts, conditions, *losses)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phases, "DiffusionObjective", Recording)
@@ -158,6 +159,70 @@ def test_seeing_counts_where_the_photo_is_shown():
     for phase in ("base", "1"):
         with pytest.raises(ValueError, match="seeing must be at least 0, and is for phases 2 and 3"):
             replace(CONFIGS[phase], seeing=1.0)
+
+
+# The picture that is shown
+
+
+@pytest.mark.parametrize(("name", "start"), [("2", "1"), ("adapter", "2")])
+def test_the_picture_itself_is_learnt(train, chain, name, start):
+    loop = replace(LOOP, steps=12, log_every=1, validate_every=0, mixed_precision="bf16")
+    options = dict(picture=PictureConfig(edge_radius=20), cut_mix=0.5, noise=NoiseConfig(last_step_share=0.8))
+    result = train(name, start, loop=loop, view=ViewConfig(resize=36, crop=32, variants=2), **options)
+    history = json.loads((result.parent / "history.json").read_text())["history"]
+    known = [entry["picture"] for entry in history if "picture" in entry]
+    assert len(known) > 6 and sum(known[-3:]) < sum(known[:3])
+    assert all({"squared", "structure", "perceptual"} <= entry.keys() for entry in history if "picture" in entry)
+    assert DiffV2IRPipeline.from_pretrained(result).styles[-1] == ("general" if name == "2" else "dusk")
+
+
+def test_where_a_picture_cannot_be_learnt(train, chain, tmp_path):
+    picture = PictureConfig()
+    for phase in ("base", "1"):
+        with pytest.raises(ValueError, match="picture is for phases 2 and 3"):
+            replace(CONFIGS[phase], picture=picture)
+    for changes in ({"teacher_mix": 0.5}, {"teacher_share": 0.5, "other_band": 0.2}):
+        with pytest.raises(ValueError, match="picture needs what a camera saw: remove"):
+            replace(CONFIGS["2"], picture=picture, **changes)
+    noise = shutil.copytree(chain.results["1"], tmp_path / "noise")
+    file = noise / "scheduler" / "scheduler_config.json"
+    changed = json.loads(file.read_text()) | {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    file.unlink()  # it may be a link into the chain's folder
+    file.write_text(json.dumps(changed))
+    chain.results["noise"] = noise
+    with pytest.raises(ValueError, match="picture needs a model that predicts velocities"):
+        train("2", "noise", picture=picture)
+
+
+# A part of the weights before
+
+
+def test_a_share_of_the_weights_before_stays(train, chain):
+    """The training itself is the same, whatever share it is; the weights of its start are those that were widened."""
+    options = dict(loop=replace(LOOP, validate_every=0))
+    ends = {}
+    for share in (0.0, 0.25, 0.75):
+        result = train("2", "2", start_share=share, **options)
+        ends[share] = unet_state(result)
+        shutil.rmtree(result.parent)
+    before = unet_state(chain.results["2"])
+    assert changed(before, ends[0.0])
+    for share in (0.25, 0.75):
+        for name, value in ends[share].items():
+            torch.testing.assert_close(value, (1 - share) * ends[0.0][name] + share * before[name])
+    with pytest.raises(ValueError, match=r"start_share must lie in \[0, 1\), got 1"):
+        replace(CONFIGS["2"], start_share=1.0)
+    for name in ("base", "1", "adapter", "full"):
+        with pytest.raises(ValueError, match="start_share is for phase 2"):
+            replace(CONFIGS[name], start_share=0.5)
+
+
+def test_a_share_before_counts_from_the_text_to_image_model_with_new_channels(train, chain):
+    result = train("2", "1", start_share=0.999, loop=replace(LOOP, validate_every=0))
+    weights, before = unet_state(result), unet_state(chain.results["1"])
+    channels = before["conv_in.weight"].shape[1]
+    torch.testing.assert_close(weights["conv_in.weight"][:, :channels], before["conv_in.weight"], atol=1e-3, rtol=0)
+    assert weights["conv_in.weight"][:, channels:].abs().max() < 1e-3
 
 
 # Frozen parts in half precision

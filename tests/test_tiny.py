@@ -49,6 +49,10 @@ CONFIGS = {
         "phase": "2", "map_style": "union", "own_captions": True, "cut_mix": 0.5, **PHASE,
         "loop": {**PHASE["loop"], "mixed_precision": "bf16"},
     },
+    "phase2-picture": {
+        "phase": "2", "map_style": "union", "own_captions": True, "cut_mix": 0.5, "start_share": 0.5,
+        "picture": {"edge_radius": 10}, "noise": {"last_step_share": 1}, **PHASE,
+    },
     **{
         f"phase3-{style}": {
             "phase": "3", "style": style, "lora": LORA, "map_style": "union", "sources": ["odd"], **PHASE,
@@ -85,10 +89,10 @@ def test_the_chain_ends_in_a_bundle_and_goes_on_where_it_stopped(tmp_path, photo
     run = loop_module.Loop.run
     monkeypatch.setattr(loop_module.Loop, "run", lambda self: trained.append(self.name) or run(self))
     bundle = tiny.train_tiny(*arguments)
-    assert trained == ["phase 2", "phase 2", "phase 2", *(f"phase 3 ({style})" for style in tiny.STYLES)]
+    assert trained == ["phase 2", "phase 2", "phase 2", "phase 2", *(f"phase 3 ({style})" for style in tiny.STYLES)]
     stages = [record.message for record in caplog.records if record.message.startswith("stage ")]
-    assert re.fullmatch(r"stage 1 of 15: segmenter \(about \d+ min; about \d+ min left in all\)", stages[0])
-    assert stages[-1].startswith("stage 15 of 15: packing") and "min left in all" in stages[-1]
+    assert re.fullmatch(r"stage 1 of 16: segmenter \(about \d+ min; about \d+ min left in all\)", stages[0])
+    assert stages[-1].startswith("stage 16 of 16: packing") and "min left in all" in stages[-1]
 
     trained.clear()
     assert tiny.train_tiny(*arguments) == bundle and not trained

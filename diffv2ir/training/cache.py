@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -46,6 +47,9 @@ _VIEW, _CROP, _MIX, _BAND, _PASTE = range(5)
 
 # For how many pixels a side the network's last map has one place.
 _MAP_STRIDE = 32
+
+# Roles that are not encoded.
+_PIXELS = ("photo", "picture")
 
 # Where a teacher's run holds its pictures.
 PICTURES = "pictures"
@@ -342,7 +346,9 @@ class LatentCache:
 
     With a teacher, the infrared picture is a mean of the real one and the teacher's, or, in some views, the teacher's
     of another band. With a mixer, some views are made of two photos. With a network, "seen" is what it sees in the
-    photo: the last of `EfficientNetLite0.maps`, for a crop (320, crop / 32, crop / 32).
+    photo: the last of `EfficientNetLite0.maps`, for a crop (320, crop / 32, crop / 32). With `pixels`, "photo" and
+    "picture" are the views of the photo and of what its camera saw, float32 (3 and 1, crop, crop) in [0, 1]; not with a
+    mixer.
 
     Raises:
         ValueError: the crop is not a whole number of latents.
@@ -358,8 +364,10 @@ class LatentCache:
         teacher: Taught | None = None,
         mixer: Mixer | None = None,
         network: EfficientNetLite0 | None = None,
+        pixels: bool = False,
     ):
         self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
+        self.pixels = pixels
         self._vae_hash = weights_hash(vae)
         self._stride = latent_stride(vae)
         if view.crop % self._stride:
@@ -404,7 +412,8 @@ class LatentCache:
                     for one in (example, partner)
                 )
                 return self._mixer.mix(views, others, band, generator)
-        views = self._cutter.cut(self.roles(example), example, variant)
+        taken = {"picture": example.infrared} if self.pixels else {}  # not `follow_edges`, nor the teacher's
+        views = self._cutter.cut(self.roles(example) | taken, example, variant)
         if self._teacher is not None:
             # Cut like the others. It has the photo's edges already.
             share = self._teacher.share if band == known_band(example.band) else 1.0
@@ -427,11 +436,14 @@ class LatentCache:
     def load(self, example: Example, epoch: int) -> dict[str, Tensor]:
         """The crop of an example that belongs to `epoch`: float32 (C, crop / stride, crop / stride)."""
         stored = load_file(self._path(example, epoch % self.view.variants))
-        side = self.view.crop // self._stride
+        side, stride = self.view.crop // self._stride, self._stride
+        pixels = {role: stored.pop(role) for role in _PIXELS if role in stored}
+        seen = stored.pop("seen", None)
         height, width = next(iter(stored.values())).shape[1:]
         top, left = self._cutter.place(example, epoch, (height - side, width - side))
-        seen = stored.pop("seen", None)
-        crops = {role: value[:, top : top + side, left : left + side].float() for role, value in stored.items()}
+        crops = {role: _part(value, top, left, side).float() for role, value in stored.items()}
+        for role, value in pixels.items():
+            crops[role] = _part(value, top * stride, left * stride, side * stride).float() / 255
         if seen is not None:
             crops["seen"] = _crop_map(seen.float(), top * self._stride, left * self._stride, self.view.crop)
         return crops
@@ -440,14 +452,15 @@ class LatentCache:
     def _encode(self, batch: list[tuple[Example, int]]) -> None:
         parameter = next(self.vae.parameters())
         views: dict[tuple[int, int], list] = {}  # by size: images of one size are encoded together
-        seen: dict[int, Tensor] = {}
+        entries: list[dict[str, Tensor]] = [{} for _ in batch]
         for number, (example, variant) in enumerate(batch):
             cut = self._cut(example, variant)
             if self._network is not None:
-                seen[number] = self._network.maps(network_pixels(cut["visible"])[None])[-1][0].half()
+                entries[number]["seen"] = self._network.maps(network_pixels(cut["visible"])[None])[-1][0].half()
+            if self.pixels:
+                entries[number] |= {"photo": _levels(cut["visible"]), "picture": _levels(cut.pop("picture"))[:1]}
             for role, view in cut.items():
                 views.setdefault(view.size, []).append((number, role, to_tensor(view)))
-        entries = [{"seen": seen[number]} if number in seen else {} for number in range(len(batch))]
         for same in views.values():
             images = torch.stack([view for _, _, view in same])
             images = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
@@ -466,7 +479,8 @@ class LatentCache:
         taught = (file_hash(self._teacher.pictures.path(example, band)), self._teacher.share) if self._teacher else ()
         mixed = (self._mixer.key, band) if self._mixer else ()
         view = asdict(self.view) | {"variants": None}
-        key = _key(hashes, self._vae_hash, view, variant, self.seed, *taught, *mixed, self._network is not None)
+        shown = ("pixels",) if self.pixels else ()
+        key = _key(hashes, self._vae_hash, view, variant, self.seed, *taught, *mixed, self._network is not None, *shown)
         return self.folder / key[:2] / f"{key}.safetensors"
 
 
@@ -512,7 +526,9 @@ class Paster:
         pasted = {role: view.clone() for role, view in views.items() if role != "seen"}
         theirs = self.latents.load(other, draw.epoch)
         for role, view in pasted.items():
-            view[:, top:bottom, left:right] = theirs[role][:, top:bottom, left:right]
+            scale = view.shape[-1] // width  # pixels, where it is no latent
+            rows, columns = slice(scale * top, scale * bottom), slice(scale * left, scale * right)
+            view[:, rows, columns] = theirs[role][:, rows, columns]
         return pasted
 
 
@@ -529,6 +545,15 @@ def _span(length: int, sides: Sequence[float]) -> tuple[int, int]:
 
 def _lacks(path: Path, share: Share) -> bool:
     return share.has(path.name) and not path.is_file()
+
+
+def _levels(image: Image.Image) -> Tensor:
+    """An RGB view as uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _part(values: Tensor, top: int, left: int, side: int) -> Tensor:
+    return values[:, top : top + side, left : left + side]
 
 
 def _crop_map(values: Tensor, top: int, left: int, side: int) -> Tensor:

@@ -140,6 +140,8 @@ class DiffusionObjective:
         prompts: list[str],
         conditions: Tensor | None,
         seeing: Callable[[Tensor], Tensor] | None = None,
+        picture: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None,
+        picture_latents: float = 1.0,
     ) -> dict[str, Tensor]:
         """Loss of a batch.
 
@@ -149,6 +151,9 @@ class DiffusionObjective:
             targets: unscaled latents (N, C, h, w). prompts: N strings.
             conditions: latents (N, 2C, h, w) of visible image and map, or None for a text-to-image model.
             seeing: for a `SeeingUNet`: what its head read -> a further loss.
+            picture: estimates of the target, (M, C, h, w), and the places in the batch of their M samples -> losses of
+                which "picture" is a further one. Asked for the samples at the last timestep, where sampling starts;
+                there the loss of the latents weighs `picture_latents`. For velocity prediction.
         """
         device = next(unet.parameters()).device
         total = self.scheduler.config.num_train_timesteps
@@ -163,7 +168,15 @@ class DiffusionObjective:
         output = unet(sample, timesteps, self.prompts(prompts).to(device))
         predicted = output.sample.float()
         errors = F.mse_loss(predicted, self._wanted(latents, noise, timesteps), reduction="none").mean(dim=(1, 2, 3))
-        losses = {"loss": (errors * self._weights(timesteps)).mean()}
+        weights = self._weights(timesteps)
+        last = (timesteps == total - 1).nonzero()[:, 0]
+        if picture is not None:
+            weights[last] *= picture_latents
+        losses = {"loss": (errors * weights).mean()}
+        if picture is not None and len(last):
+            estimates = self._estimate(sample[last, : targets.shape[1]], predicted[last], timesteps[last])
+            losses |= picture(estimates, last)
+            losses["loss"] = losses["loss"] + losses["picture"] * len(last) / len(draws)
         if seeing is not None:
             losses["seeing"] = seeing(output.seen)
             losses["loss"] = losses["loss"] + losses["seeing"]
@@ -176,6 +189,11 @@ class DiffusionObjective:
         if self.scheduler.config.prediction_type == "v_prediction":
             return self.scheduler.get_velocity(latents, noise, timesteps)
         return noise
+
+    def _estimate(self, noised: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
+        """The latents that a prediction of velocities stands for."""
+        alphas = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
+        return alphas.sqrt() * noised - (1 - alphas).sqrt() * predicted
 
     def _weights(self, timesteps: Tensor) -> Tensor:
         if self.noise.snr_gamma is None:

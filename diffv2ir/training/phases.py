@@ -28,6 +28,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextMo
 
 from diffv2ir import bundle
 from diffv2ir.data import DataError, Example
+from diffv2ir.efficientnet import loss_network
 from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
@@ -56,6 +57,7 @@ from diffv2ir.training.diffusion import (
 from diffv2ir.training.fresh import FreshViews
 from diffv2ir.training.learnt import record_examples
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
+from diffv2ir.training.pictures import PictureConfig, PictureLoss
 from diffv2ir.training.seeing import FeatureTarget
 from diffv2ir.training.teacher import Teacher, load_network, teacher_bands
 from diffv2ir.unet import merge_lora, widen_conv_in
@@ -121,6 +123,10 @@ class PhaseConfig:
         fresh_views: phases 2 and 3: each draw has a view of its own (`FreshViews`), in place of one of `view.variants`
             that are made before. All photos stay in memory, and the target is the teacher's picture alone. Of `view`,
             `variants` and `edge_radius` have no part in it.
+        picture: phases 2 and 3: what is learnt at the last timestep of the picture itself, see `PictureConfig`; with
+            `cut_mix` and a teacher, but not with pictures that no camera took. None = latents alone.
+        start_share: phase 2: share of the weights that it starts with in those that it ends with (Wortsman et al.
+            2022): what few photos taught is added, and what was known of others stays.
         seeing: phases 2 and 3: weight of a second loss, how far the middle of the UNet is from what EfficientNet-Lite0
             sees in the photo (`SeeingUNet`); 0 = none. The network and the head that is compared stay behind.
     """
@@ -149,6 +155,8 @@ class PhaseConfig:
     teacher_mix: float = 0.0
     cut_mix: float = 0.0
     fresh_views: bool = False
+    picture: PictureConfig | None = None
+    start_share: float = 0.0
     seeing: float = 0.0
     defaults: dict = field(default_factory=dict)
 
@@ -172,6 +180,14 @@ class PhaseConfig:
             raise ValueError("fresh_views needs teacher_share 1: what a camera saw is not made anew")
         if self.fresh_views and self.cut_mix:
             raise ValueError("cut_mix is for views that are kept: fresh_views has teacher_mix")
+        if self.picture and self.phase not in ("2", "3"):
+            raise ValueError("picture is for phases 2 and 3: the others have no pairs of photo and infrared")
+        if self.picture and (self.fresh_views or self.teacher_mix or self.other_band):
+            raise ValueError("picture needs what a camera saw: remove fresh_views, teacher_mix and other_band")
+        if self.start_share and self.phase != "2":
+            raise ValueError("start_share is for phase 2: the others start with other weights, or train an adapter")
+        if not 0 <= self.start_share < 1:
+            raise ValueError(f"start_share must lie in [0, 1), got {self.start_share}")
         if self.other_band and not self.teacher_share:
             raise ValueError("other_band needs teacher_share: only a teacher has pictures of another band")
         if self.other_band and self.fixed_prompt is not None:
@@ -288,6 +304,7 @@ def train_phase(
     parts, vlum = Parts.load(start, config.frozen), vlum or start
     check_start(config, start)
     unet = _initial_unet(config, parts)
+    before = {name: value.clone() for name, value in unet.state_dict().items()} if config.start_share else {}
     processes = process_state()
     if processes.is_main_process:
         record_examples(output, chosen)
@@ -296,21 +313,28 @@ def train_phase(
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
     paster = Paster(latents, chosen, config.cut_mix, config.weights(chosen)) if config.cut_mix else None
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
+    pictures = _picture_loss(config, parts) if config.picture else None
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
         drawn = [chosen[draw.index] for draw in draws]
-        batch = []
+        batch, shown = [], []
         for views, example, draw in zip(latents.batch(drawn, draws), drawn, draws, strict=True):
             band = latents.band(example, draw)
             views = paster.paste(views, band, draw) if paster else views
             batch.append(_sample(config, views, band, captions, example, draw))
+            shown.append(views)
         targets, texts, conditions, features = zip(*batch, strict=True)
         joined = None if conditions[0] is None else torch.stack(conditions)
         seeing = partial(_seeing_loss, trained, config.seeing, features) if config.seeing else None
-        return objective(model, draws, torch.stack(targets), list(texts), joined, seeing)
+        picture = partial(_shown_loss, pictures, shown) if pictures else None
+        weight = config.picture.latents if pictures else 1.0
+        return objective(model, draws, torch.stack(targets), list(texts), joined, seeing, picture, weight)
 
     def save(folder: Path, model: nn.Module) -> None:
-        write_result(config, model.unet if config.seeing else model, start, vlum, folder, bands)
+        ended = model.unet if config.seeing else model
+        if before:
+            ended = _between(before, ended, config.start_share)
+        write_result(config, ended, start, vlum, folder, bands)
 
     def validation_figures(model: nn.Module, step: int) -> dict[str, float]:
         candidate = output / "candidate"
@@ -337,6 +361,15 @@ def train_phase(
         write_atomically(result, lambda folder: save(folder, model))
     processes.wait_for_everyone()
     return result
+
+
+def _between(before: Mapping[str, Tensor], model: nn.Module, share: float) -> nn.Module:
+    """A copy of the model, `share` of whose weights are those before."""
+    model = copy.deepcopy(model)  # the training goes on with its own
+    model.load_state_dict(
+        {name: value.lerp(before[name].to(value), share) for name, value in model.state_dict().items()}
+    )
+    return model
 
 
 def check_start(config: PhaseConfig, start: Path) -> None:
@@ -473,11 +506,38 @@ def _fill_caches(
     if config.teacher_mix:
         whole = Teacher(teacher)
         mixer = Mixer(whole.picture, whole.hash, config.teacher_mix, examples, config.weights(examples))
-    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught, mixer, network)
+    shown = config.picture is not None
+    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught, mixer, network, shown)
     latents.fill(examples, share=share)
     parts.vae.to("cpu")
     processes.wait_for_everyone()
     return latents, captions
+
+
+def _picture_loss(config: PhaseConfig, parts: Parts) -> PictureLoss:
+    """The loss of `config.picture`; the decoder goes back to the device.
+
+    Raises:
+        ValueError: the model predicts noise.
+    """
+    if parts.scheduler.config.prediction_type != "v_prediction":
+        raise ValueError(
+            f"picture needs a model that predicts velocities, {parts.folder} has one that predicts "
+            f"{parts.scheduler.config.prediction_type}: one step from noise is no picture there"
+        )
+    device = process_state().device
+    network = copy.deepcopy(load_network(loss_network)).to(device) if config.picture.perceptual else None
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.loop.mixed_precision, torch.float32)
+    return PictureLoss(config.picture, parts.vae.to(device), network, dtype)
+
+
+def _shown_loss(
+    loss: PictureLoss, views: Sequence[Mapping[str, Tensor]], estimates: Tensor, places: Tensor
+) -> dict[str, Tensor]:
+    """The losses of the pictures of some samples, the views of all being given."""
+    chosen = [views[place] for place in places.tolist()]
+    photos, real = (torch.stack([view[role] for view in chosen]).to(estimates.device) for role in ("photo", "picture"))
+    return loss(estimates, photos, real)
 
 
 def _with_head(

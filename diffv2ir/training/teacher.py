@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -195,14 +195,14 @@ def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConf
     return pictures.folder
 
 
-def load_network() -> EfficientNetLite0:
-    """`imagenet_network`, for trainings.
+def load_network(load: Callable[[], EfficientNetLite0] | None = None) -> EfficientNetLite0:
+    """`imagenet_network`, or what another function of `diffv2ir.efficientnet` loads, for trainings.
 
     Raises:
         TrainingError: the weights are not installed; the message says how to install them.
     """
     try:
-        return imagenet_network()
+        return (load or imagenet_network)()
     except ModuleNotFoundError as error:
         raise TrainingError(str(error)) from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from diffusers import DDPMScheduler
 
 from diffv2ir.data import DataError, Example, check_examples, read_examples, split_validation
+from diffv2ir.efficientnet import loss_network
 from diffv2ir.files import write_atomically
 from diffv2ir.training.autoencoder import AutoencoderConfig, train_autoencoder
 from diffv2ir.training.captioner import CaptionerConfig, train_captioner, unseen_captions
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 STYLES = ("flir", "campus", "nir")
 # The stage whose weights are the bundle's.
-GENERAL = "phase2-real"
+GENERAL = "phase2-picture"
 
 # Chosen on the validation part of train.
 DEFAULTS = dict(
@@ -74,9 +75,10 @@ def train_tiny(data: Path, output: Path, configs: Path, hold_phases: bool = Fals
 
     Raises:
         DataError: before anything is trained, naming the files.
-        TrainingError: before anything is trained, if the teacher's ImageNet weights are not installed.
+        TrainingError: before anything is trained, if ImageNet weights are not installed.
     """
     load_network()
+    load_network(loss_network)
     everything = read_examples(data, split="train")
     logger.info("checking %d examples", len(everything))
     check_examples(everything)
@@ -105,7 +107,7 @@ def _stages(
     train: list[Example], validation: list[Example], output: Path, configs: Path, hold_phases: bool
 ) -> list[Stage]:
     parts, vlum, cache = output / "parts", output / "vlum", output / "cache"
-    fresh, phase2, general = (output / name for name in ("phase2-fresh", "phase2", GENERAL))
+    fresh, phase2, real, general = (output / name for name in ("phase2-fresh", "phase2", "phase2-real", GENERAL))
 
     def component(kind, function, name: str) -> Callable[[], Path]:
         return lambda: function(train, output / name, load_config(configs / f"{name}.yaml", kind))
@@ -128,7 +130,8 @@ def _stages(
         Stage("phase 1, infrared prior", 2, phase("phase1", output / "base" / "result")),
         Stage("phase 2, fresh views", 410, phase("phase2-fresh", output / "phase1" / "result", vlum=vlum)),
         Stage("phase 2", 45, phase("phase2", fresh / "result")),
-        Stage("phase 2, real pictures", 9, phase(GENERAL, phase2 / "result")),
+        Stage("phase 2, real pictures", 9, phase("phase2-real", phase2 / "result")),
+        Stage("phase 2, the picture itself", 20, phase(GENERAL, real / "result")),
         *[Stage(f"phase 3, {style}", 4, phase(f"phase3-{style}", general / "result")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(general / "result", output, hold_phases)),
     ]

