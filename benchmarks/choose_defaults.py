@@ -19,11 +19,11 @@ from diffv2ir.training.tiny import DEFAULTS
 CENTRE = {name: DEFAULTS[name] for name in ("steps", "resolution", "edge_radius", "visible_scale", "gain_control")}
 AROUND = [
     *[CENTRE | {"resolution": resolution} for resolution in (128, 160, 192, 224, 256)],
-    *[CENTRE | {"edge_radius": radius} for radius in (0, 8, 12, 14, 16, 20)],
-    *[CENTRE | {"visible_scale": scale} for scale in (0.75, 1.0, 1.25, 1.5)],
-    *[CENTRE | {"gain_control": share} for share in (0, 0.15, 0.25, 0.35, 0.5)],
+    *[CENTRE | {"edge_radius": radius} for radius in (0, 6, 8, 10, 14, 16, 20)],
+    *[CENTRE | {"visible_scale": scale} for scale in (0.75, 0.9, 1.0, 1.1, 1.25, 1.5)],
+    *[CENTRE | {"gain_control": share} for share in (0, 0.1, 0.15, 0.25, 0.5)],
     CENTRE | {"segmentation_scale": 1.5, "text_scale": 1.5},
-    *[CENTRE | {"steps": steps} for steps in (1, 4, 10)],
+    *[CENTRE | {"steps": steps} for steps in (1, 2, 4, 10)],
     CENTRE | {"steps": 10, "sampler": "euler_ancestral"},
 ]
 CANDIDATES = [CENTRE, *[changes for changes in AROUND if changes != CENTRE]]

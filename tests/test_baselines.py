@@ -335,9 +335,9 @@ def ip2p_bundle(bundle_folder, data, tmp_path_factory):
     (folder / "real.yaml").write_text(CONFIG.replace("steps: 4", "steps: 3", 1))
 
     class Recording(DiffusionObjective):
-        def __call__(self, unet, draws, targets, prompts, conditions, seeing=None):
+        def __call__(self, unet, draws, targets, prompts, conditions, **losses):
             seen.append((prompts, conditions))
-            return super().__call__(unet, draws, targets, prompts, conditions, seeing)
+            return super().__call__(unet, draws, targets, prompts, conditions, **losses)
 
     start = make_start_folder(bundle_folder, folder / "start")
     with pytest.MonkeyPatch.context() as patch:

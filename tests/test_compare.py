@@ -14,7 +14,7 @@ from make_data import make_manifest_dataset
 from PIL import Image
 
 from benchmarks import by_scene, compare
-from benchmarks.baselines import report
+from benchmarks.baselines import ip2p, report
 from benchmarks.baselines.pictures import read_scenes
 from benchmarks.baselines.pix2pix import Pix2Pix
 from benchmarks.baselines.regression import Regression
@@ -46,7 +46,10 @@ def compared(data, bundle_folder, tmp_path_factory):
     history = [{"step": 2, "loss": 1.0, "seconds_per_step": 3.0}, {"step": 2, "psnr": 9.0}]
     history.append({"step": 5, "loss": 1.0, "seconds_per_step": 2.0})
     trained = {"config": {"loop": {"steps": 5, "batch_size": 4}}, "history": history}
-    for stage in (run / "trainings" / "ip2p" / "phase2", run / "trainings" / "ip2p"):
+    for stage in (
+        *(run / "trainings" / "ip2p" / config.stem for config in ip2p.CONFIGS[:-1]),
+        run / "trainings" / "ip2p",
+    ):
         stage.mkdir(exist_ok=True)
         (stage / "history.json").write_text(json.dumps(trained))
     with pytest.MonkeyPatch.context() as patch:
@@ -69,8 +72,8 @@ def test_every_method_has_a_picture_of_every_scene(compared, data):
     for scene in scenes:
         with Image.open(compared / "visible_gray" / f"{scene.example.id}.png") as picture:
             assert np.array_equal(np.asarray(picture), np.asarray(scene.visible.convert("L")))
-    ours, ip2p = (np.asarray(Image.open(compared / name / "scene6.png")) for name in ("ours", "ip2p"))
-    assert not np.array_equal(ours, ip2p)  # the same bundle here, without caption and map
+    ours, theirs = (np.asarray(Image.open(compared / name / "scene6.png")) for name in ("ours", "ip2p"))
+    assert not np.array_equal(ours, theirs)  # the same bundle here, without caption and map
 
 
 def test_the_tables_hold_every_method_for_every_camera(compared, data):
@@ -103,8 +106,9 @@ def test_the_record_says_what_was_scored_and_what_the_trainings_took(compared, d
     assert set(record["pictures"]) == set(images) and record["bundle_sha256"] == pipe.bundle_sha256
     assert set(record["real"]) == {"even", "new", "odd", OVERALL}
     assert list(record["trainings"]) == ["regression", "pix2pix", "ip2p"]
-    both_stages = {"steps": 2 * 5, "batch_size": 4, "seconds": 2 * (2 * 3 + 3 * 2)}
-    assert record["trainings"]["ip2p"] == both_stages
+    stages = len(ip2p.CONFIGS)
+    all_stages = {"steps": stages * 5, "batch_size": 4, "seconds": stages * (2 * 3 + 3 * 2)}
+    assert record["trainings"]["ip2p"] == all_stages
     trained = finished(compared / "trainings" / "pix2pix")
     took = {"steps": trained["step"], "batch_size": 1, "seconds": trained["seconds"], "pairs": 3}
     assert record["trainings"]["pix2pix"] == took and took["steps"] >= 1

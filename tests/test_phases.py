@@ -54,9 +54,9 @@ def recording_objective(seen):
     """While it lasts, `seen` collects what the objective is given."""
 
     class Recording(DiffusionObjective):
-        def __call__(self, unet, draws, targets, prompts, conditions, *losses):
+        def __call__(self, unet, draws, targets, prompts, conditions, **losses):
             seen.append((self.scaling_factor, prompts, None if conditions is None else conditions.shape[1:]))
-            return super().__call__(unet, draws, targets, prompts, conditions, *losses)
+            return super().__call__(unet, draws, targets, prompts, conditions, **losses)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phases, "DiffusionObjective", Recording)

@@ -164,7 +164,9 @@ def test_the_picture_is_asked_for_at_the_last_timestep(rescale):
         asked.update(estimates=estimates, places=places)
         return {"picture": torch.tensor(3.0), "structure": torch.tensor(1.0)}
 
-    losses = objective(Exact(scheduler, targets * 0.5), draws, targets, ["a"] * 12, conditions, None, picture, 0.25)
+    losses = objective(
+        Exact(scheduler, targets * 0.5), draws, targets, ["a"] * 12, conditions, picture=picture, picture_latents=0.25
+    )
     last = asked["places"]
     assert 2 <= len(last) <= 10
     torch.testing.assert_close(asked["estimates"], targets[last] * 0.5, atol=1e-4, rtol=0)
@@ -174,8 +176,14 @@ def test_the_picture_is_asked_for_at_the_last_timestep(rescale):
     # Half of the latents of every sample are missed; those with a picture count a quarter.
     wrong = Exact(scheduler, torch.zeros_like(targets))
     plain = objective(wrong, draws, targets, ["a"] * 12, conditions)["loss"]
-    alone = objective(wrong, draws, targets, ["a"] * 12, conditions, None, picture, 0.0)["loss"] - 3 * len(last) / 12
-    both = objective(wrong, draws, targets, ["a"] * 12, conditions, None, picture, 0.25)["loss"] - 3 * len(last) / 12
+    alone = (
+        objective(wrong, draws, targets, ["a"] * 12, conditions, picture=picture, picture_latents=0.0)["loss"]
+        - 3 * len(last) / 12
+    )
+    both = (
+        objective(wrong, draws, targets, ["a"] * 12, conditions, picture=picture, picture_latents=0.25)["loss"]
+        - 3 * len(last) / 12
+    )
     torch.testing.assert_close(both, alone + 0.25 * (plain - alone))
 
 

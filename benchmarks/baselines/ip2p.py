@@ -3,9 +3,9 @@
 `python -m benchmarks.baselines.ip2p --data DATASET --start runs/tiny/phase1/result --vlum runs/tiny/vlum
 --teacher runs/tiny/teacher --run RUN`
 
-Our phase 2 on whole photos and that on real pictures with their configurations, but for the prompt, which is always
-"turn the visible image into infrared", and the map, which is always null. The result is a bundle; `translate` gives it
-the same conditions in use.
+Our phase 2 on whole photos, that on real pictures and that of the picture itself with their configurations, but for the
+prompt, which is always "turn the visible image into infrared", and the map, which is always null. The result is a
+bundle; `translate` gives it the same conditions in use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT = "turn the visible image into infrared"
 _TINY = Path(__file__).parents[2] / "train" / "configs" / "tiny"
-CONFIGS = (_TINY / "phase2.yaml", _TINY / "phase2-real.yaml")
+CONFIGS = tuple(_TINY / f"{stage}.yaml" for stage in ("phase2", "phase2-real", "phase2-picture"))
 
 
 def train_ip2p(

@@ -328,7 +328,10 @@ def train_phase(
         seeing = partial(_seeing_loss, trained, config.seeing, features) if config.seeing else None
         picture = partial(_shown_loss, pictures, shown) if pictures else None
         weight = config.picture.latents if pictures else 1.0
-        return objective(model, draws, torch.stack(targets), list(texts), joined, seeing, picture, weight)
+        return objective(
+            model, draws, torch.stack(targets), list(texts), joined,
+            seeing=seeing, picture=picture, picture_latents=weight,
+        )  # fmt: skip
 
     def save(folder: Path, model: nn.Module) -> None:
         ended = model.unet if config.seeing else model

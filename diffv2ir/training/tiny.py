@@ -35,12 +35,12 @@ GENERAL = "phase2-picture"
 DEFAULTS = dict(
     steps=1,
     sampler="dpmpp_2m",
-    resolution=160,
+    resolution=128,
     visible_scale=1.0,
     segmentation_scale=1.0,
     text_scale=1.0,
-    edge_radius=16.0,
-    gain_control=0.1,
+    edge_radius=12.0,
+    gain_control=0.05,
 )
 
 # Zero terminal SNR: the first step of sampling starts from pure noise, as it does in training, so the overall
