@@ -38,7 +38,7 @@ ADVICE = (
     Advice("Regions look cut out", "segmentation_scale", -1),
     Advice("Heat is flat", "text_scale", +1),
     Advice("Halos around lamps, too much contrast", "text_scale", -1),
-    Advice("The whole picture is gray", "gain_control", +1),
+    Advice("The whole picture is gray, or nearly black", "gain_control", +1),
     Advice("Too much black and white", "gain_control", -1),
     Advice("Outlines are soft", "edge_radius", +1),
     Advice("Print and shadows of the photo show", "edge_radius", -1),

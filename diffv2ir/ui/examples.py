@@ -11,8 +11,8 @@ _PHOTOS = (
     ("gradio", "media_assets/images/lion.jpg", "nir", "Lion"),
     ("skimage", "data/rocket.jpg", "flir", "Rocket"),
     ("skimage", "data/chelsea.png", "campus", "Cat"),
-    ("skimage", "data/coffee.png", "general", "Coffee"),
-    ("skimage", "data/astronaut.png", "campus", "Astronaut"),
+    ("skimage", "data/coffee.png", "flir", "Coffee"),
+    ("skimage", "data/astronaut.png", "nir", "Astronaut"),
 )
 
 
