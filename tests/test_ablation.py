@@ -337,9 +337,9 @@ def test_training_without_a_condition_never_shows_it(finished, configs, data, tm
     seen = []
 
     class Recording(phases.DiffusionObjective):
-        def __call__(self, unet, draws, targets, prompts, conditions, seeing=None):
+        def __call__(self, unet, draws, targets, prompts, conditions, **losses):
             seen.extend(zip(prompts, conditions, strict=True))
-            return super().__call__(unet, draws, targets, prompts, conditions, seeing)
+            return super().__call__(unet, draws, targets, prompts, conditions, **losses)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phases, "DiffusionObjective", Recording)

@@ -441,9 +441,9 @@ def test_non_finite_loss_keeps_the_last_checkpoint(train, tmp_path, monkeypatch)
     calls = []
 
     class Exploding(DiffusionObjective):
-        def __call__(self, *arguments):
+        def __call__(self, *arguments, **options):
             calls.append(1)
-            losses = super().__call__(*arguments)
+            losses = super().__call__(*arguments, **options)
             return {"loss": losses["loss"] * (float("nan") if len(calls) == 2 else 1)}
 
     monkeypatch.setattr(phases, "DiffusionObjective", Exploding)

@@ -127,6 +127,8 @@ def draw_curves(run: Path, path: Path) -> None:
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=7)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
 
