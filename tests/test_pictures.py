@@ -79,7 +79,7 @@ def test_the_parts_are_those_of_the_protocol_and_vanish_for_the_real_picture():
     similarities = [ssim(a.clamp(0, 1), b) for a, b in zip(shown[:, 0], real[:, 0], strict=True)]
     assert float(parts["structure"]) == pytest.approx(1 - sum(similarities) / 3, abs=0.02)  # not clamped there
     torch.testing.assert_close(
-        parts["picture"], 10 * parts["squared"] + 0.3 * parts["structure"] + 0.5 * parts["perceptual"]
+        parts["picture"], 10 * parts["squared"] + 0.3 * parts["structure"] + 1.5 * parts["perceptual"]
     )
     assert float(parts["perceptual"]) > 0.01
 

@@ -308,12 +308,14 @@ def train_phase(
     processes = process_state()
     if processes.is_main_process:
         record_examples(output, chosen)
+    pictures = _picture_loss(config, parts) if config.picture else None  # raises now, not after the caches are filled
     latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
+    if pictures:
+        parts.vae.to(processes.device)  # it left with the last latent
     trained = _with_head(unet, latents, chosen, config.loop.seed) if config.seeing else unet
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
     paster = Paster(latents, chosen, config.cut_mix, config.weights(chosen)) if config.cut_mix else None
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
-    pictures = _picture_loss(config, parts) if config.picture else None
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
         drawn = [chosen[draw.index] for draw in draws]
@@ -518,20 +520,21 @@ def _fill_caches(
 
 
 def _picture_loss(config: PhaseConfig, parts: Parts) -> PictureLoss:
-    """The loss of `config.picture`; the decoder goes back to the device.
+    """The loss of `config.picture`.
 
     Raises:
-        ValueError: the model predicts noise.
+        ValueError: the model predicts noise. TrainingError: the network's weights are not installed.
     """
     if parts.scheduler.config.prediction_type != "v_prediction":
         raise ValueError(
             f"picture needs a model that predicts velocities, {parts.folder} has one that predicts "
             f"{parts.scheduler.config.prediction_type}: one step from noise is no picture there"
         )
-    device = process_state().device
-    network = copy.deepcopy(load_network(loss_network)).to(device) if config.picture.perceptual else None
+    network = None
+    if config.picture.perceptual:
+        network = copy.deepcopy(load_network(loss_network)).to(process_state().device)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.loop.mixed_precision, torch.float32)
-    return PictureLoss(config.picture, parts.vae.to(device), network, dtype)
+    return PictureLoss(config.picture, parts.vae, network, dtype)
 
 
 def _shown_loss(

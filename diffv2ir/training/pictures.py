@@ -31,10 +31,10 @@ class PictureConfig:
         edge_radius: the picture gets the photo's edges, as by the setting of that name; 0 = it stays as decoded.
     """
 
-    latents: float = 0.3
+    latents: float = 0.2
     squared: float = 10.0
     structure: float = 0.3
-    perceptual: float = 0.5
+    perceptual: float = 1.5
     edge_radius: float = 8.0
 
     def __post_init__(self) -> None:
@@ -76,10 +76,10 @@ class PictureLoss:
         return {"picture": sum(getattr(self.config, name) * value for name, value in parts.items()), **parts}
 
     def shown(self, estimates: Tensor, photos: Tensor) -> Tensor:
-        """What the pipeline would show of the estimates, before gain control: (N, 1, H, W) in [0, 1]."""
+        """What the pipeline would show of the estimates, before gain control: (N, 1, H, W), in [0, 1] or nearly so."""
         with self._autocast(photos):
-            latents = (estimates / self.vae.config.scaling_factor).contiguous(memory_format=torch.channels_last)
-            pixels = self.vae.decode(latents).sample
+            latents = (estimates / self.vae.config.scaling_factor).to(next(self.vae.parameters()).dtype)
+            pixels = self.vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
         levels = (pixels.float().mean(1, keepdim=True) + 1) / 2
         if not self.config.edge_radius:
             return levels
