@@ -92,8 +92,11 @@ def test_structure_of_a_batch_is_that_of_each_picture():
 
 
 def test_gradients_reach_the_estimates_and_nothing_else():
+    torch.manual_seed(0)  # a decoder whose pictures are not all black or all white: there is no gradient there
     photos, real = scenes(2)
     vae, network = AutoencoderTiny().eval().requires_grad_(False), loss_network()
+    vae.decoder.layers[-1].weight.mul_(0.1)
+    vae.decoder.layers[-1].bias.fill_(0.5)
     loss = PictureLoss(PictureConfig(edge_radius=10), vae, network, torch.bfloat16)
     estimates = torch.randn(2, 4, 8, 8, requires_grad=True)
     loss(estimates, photos, real)["picture"].backward()
