@@ -47,8 +47,13 @@ class EfficientNetView:
 
     def distances(self, one: list[Tensor], other: list[Tensor]) -> Tensor:
         """Perceptual distance of each picture to that at the same place: [B]."""
-        layers = [(a - b).square().sum(1).mean((1, 2)) for a, b in zip(one, other, strict=True)]
-        return torch.stack(layers).mean(0)
+        return map_distances(one, other)
+
+
+def map_distances(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """How far maps of pictures, of unit length at each place, are from those of others, pair by pair: [B] in 0..4."""
+    layers = [(a - b).square().sum(1).mean((1, 2)) for a, b in zip(one, other, strict=True)]
+    return torch.stack(layers).mean(0)
 
 
 def _network_input(image: Image.Image) -> Tensor:

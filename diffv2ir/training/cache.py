@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -32,7 +31,7 @@ from diffv2ir.efficientnet import EfficientNetLite0, network_pixels
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels
 from diffv2ir.pipeline import latent_stride
-from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter, to_tensor
+from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter, to_bytes, to_tensor
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
 from diffv2ir.vlum.prompt import BANDS, known_band
@@ -458,7 +457,7 @@ class LatentCache:
             if self._network is not None:
                 entries[number]["seen"] = self._network.maps(network_pixels(cut["visible"])[None])[-1][0].half()
             if self.pixels:
-                entries[number] |= {"photo": _levels(cut["visible"]), "picture": _levels(cut.pop("picture"))[:1]}
+                entries[number] |= {"photo": to_bytes(cut["visible"]), "picture": to_bytes(cut.pop("picture"))[:1]}
             for role, view in cut.items():
                 views.setdefault(view.size, []).append((number, role, to_tensor(view)))
         for same in views.values():
@@ -545,11 +544,6 @@ def _span(length: int, sides: Sequence[float]) -> tuple[int, int]:
 
 def _lacks(path: Path, share: Share) -> bool:
     return share.has(path.name) and not path.is_file()
-
-
-def _levels(image: Image.Image) -> Tensor:
-    """An RGB view as uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def _part(values: Tensor, top: int, left: int, side: int) -> Tensor:

@@ -22,6 +22,11 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
+def to_bytes(image: Image.Image) -> Tensor:
+    """PIL RGB -> uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
 def resize_shorter(
     image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from diffv2ir.edges import follow_edges_of_batch, generated_window
-from diffv2ir.efficientnet import EfficientNetLite0
+from diffv2ir.efficientnet import EfficientNetLite0, map_distances
 from diffv2ir.metrics import ssim_of_batch
 from diffv2ir.settings import GenerationSettings
 
@@ -72,7 +72,7 @@ class PictureLoss:
         shown = self.shown(estimates, photos)
         parts = {"squared": F.mse_loss(shown, real), "structure": 1 - ssim_of_batch(shown, real).mean()}
         if self.config.perceptual and self.network is not None:
-            parts["perceptual"] = self._perceptual(shown, real)
+            parts["perceptual"] = map_distances(self._see(shown), self._see(real)).mean()
         return {"picture": sum(getattr(self.config, name) * value for name, value in parts.items()), **parts}
 
     def shown(self, estimates: Tensor, photos: Tensor) -> Tensor:
@@ -84,11 +84,6 @@ class PictureLoss:
         if not self.config.edge_radius:
             return levels
         return follow_edges_of_batch(levels, photos, *generated_window(self.config.edge_radius, levels.shape))
-
-    def _perceptual(self, shown: Tensor, real: Tensor) -> Tensor:
-        seen, wanted = self._see(shown), self._see(real)
-        distances = [(a - b).square().sum(1).mean() for a, b in zip(seen, wanted, strict=True)]
-        return torch.stack(distances).mean()
 
     def _see(self, pictures: Tensor) -> list[Tensor]:
         """Maps from a quarter of the size down, channels of each place scaled to unit length."""

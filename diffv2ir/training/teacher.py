@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -32,7 +31,7 @@ from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels
 from diffv2ir.training.cache import PICTURES, PictureFolder, ViewConfig, Views, file_hash
 from diffv2ir.training.config import example_weights
-from diffv2ir.training.images import load_rgb, resize_shorter
+from diffv2ir.training.images import load_rgb, resize_shorter, to_bytes
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, TrainingError
 from diffv2ir.vlum.prompt import BANDS, known_band
 
@@ -289,10 +288,9 @@ def _crop(views: Views, example: Example, variant: int, crop: int) -> tuple[Tens
     width, height = cut["visible"].size
     top, left = views.place(example, variant, (height - crop, width - crop))
     photo, infrared = (
-        torch.from_numpy(np.array(cut[role].crop((left, top, left + crop, top + crop)))).permute(2, 0, 1)
-        for role in ("visible", "infrared")
+        to_bytes(cut[role].crop((left, top, left + crop, top + crop))) for role in ("visible", "infrared")
     )
-    return photo.contiguous(), F.avg_pool2d(infrared[None, :1].float() / 255 - 0.5, STRIDE, ceil_mode=True)[0].half()
+    return photo, F.avg_pool2d(infrared[None, :1].float() / 255 - 0.5, STRIDE, ceil_mode=True)[0].half()
 
 
 def teacher_hash(folder: Path) -> list[str]:
