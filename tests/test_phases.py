@@ -216,9 +216,21 @@ def test_a_share_of_the_weights_before_stays(train, chain):
             torch.testing.assert_close(value, (1 - share) * ends[0.0][name] + share * before[name])
     with pytest.raises(ValueError, match=r"start_share must lie in \[0, 1\), got 1"):
         replace(CONFIGS["2"], start_share=1.0)
-    for name in ("base", "1", "adapter", "full"):
-        with pytest.raises(ValueError, match="start_share is for phase 2"):
+    for name in ("base", "1"):
+        with pytest.raises(ValueError, match="start_share is for phases 2 and 3"):
             replace(CONFIGS[name], start_share=0.5)
+
+
+def test_a_share_of_an_adapters_effect_is_taken_away(train, chain):
+    """The matrix that starts at random stays as it was trained: with a share of it, too, the line would be a curve."""
+    ends = {}
+    for share in (0.0, 0.25):
+        result = train("adapter", "2", start_share=share, loop=replace(LOOP, validate_every=0))
+        ends[share] = load_file(result / "styles" / "dusk" / bundle.ADAPTER)
+        shutil.rmtree(result.parent)
+    assert any(value.abs().max() > 0 for name, value in ends[0.0].items() if "lora_B" in name)
+    for name, value in ends[0.25].items():
+        torch.testing.assert_close(value, ends[0.0][name] * (0.75 if "lora_B" in name else 1.0))
 
 
 def test_a_share_before_counts_from_the_text_to_image_model_with_new_channels(train, chain):

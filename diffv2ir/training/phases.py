@@ -125,8 +125,9 @@ class PhaseConfig:
             `variants` and `edge_radius` have no part in it.
         picture: phases 2 and 3: what is learnt at the last timestep of the picture itself, see `PictureConfig`; with
             `cut_mix` and a teacher, but not with pictures that no camera took. None = latents alone.
-        start_share: phase 2: share of the weights that it starts with in those that it ends with (Wortsman et al.
-            2022): what few photos taught is added, and what was known of others stays.
+        start_share: phases 2 and 3: share of the weights that it starts with in those that it ends with (Wortsman et
+            al. 2022): what few photos taught is added, and what was known of others stays. Of an adapter it is the
+            share that is taken from its effect.
         seeing: phases 2 and 3: weight of a second loss, how far the middle of the UNet is from what EfficientNet-Lite0
             sees in the photo (`SeeingUNet`); 0 = none. The network and the head that is compared stay behind.
     """
@@ -184,8 +185,8 @@ class PhaseConfig:
             raise ValueError("picture is for phases 2 and 3: the others have no pairs of photo and infrared")
         if self.picture and (self.fresh_views or self.teacher_mix or self.other_band):
             raise ValueError("picture needs what a camera saw: remove fresh_views, teacher_mix and other_band")
-        if self.start_share and self.phase != "2":
-            raise ValueError("start_share is for phase 2: the others start with other weights, or train an adapter")
+        if self.start_share and self.phase not in ("2", "3"):
+            raise ValueError("start_share is for phases 2 and 3: the others start with what knows no pairs")
         if not 0 <= self.start_share < 1:
             raise ValueError(f"start_share must lie in [0, 1), got {self.start_share}")
         if self.other_band and not self.teacher_share:
@@ -304,7 +305,7 @@ def train_phase(
     parts, vlum = Parts.load(start, config.frozen), vlum or start
     check_start(config, start)
     unet = _initial_unet(config, parts)
-    before = {name: value.clone() for name, value in unet.state_dict().items()} if config.start_share else {}
+    before = _weights_before(unet) if config.start_share else {}
     processes = process_state()
     if processes.is_main_process:
         record_examples(output, chosen)
@@ -368,11 +369,20 @@ def train_phase(
     return result
 
 
+def _weights_before(unet: nn.Module) -> dict[str, Tensor]:
+    """Copies of the weights whose line from before to after is that of what the UNet computes with.
+
+    Of an adapter, B @ A, that is B alone, which is zero at first: A would bend the line.
+    """
+    return {name: value.clone() for name, value in unet.state_dict().items() if "lora_A" not in name}
+
+
 def _between(before: Mapping[str, Tensor], model: nn.Module, share: float) -> nn.Module:
-    """A copy of the model, `share` of whose weights are those before."""
+    """A copy of the model, `share` of whose weights are those before, as far as these are given."""
     model = copy.deepcopy(model)  # the training goes on with its own
+    weights = model.state_dict()
     model.load_state_dict(
-        {name: value.lerp(before[name].to(value), share) for name, value in model.state_dict().items()}
+        weights | {name: weights[name].lerp(was.to(weights[name]), share) for name, was in before.items()}
     )
     return model
 
