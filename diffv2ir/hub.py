@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffv2ir import partial
+from diffv2ir.errors import first_line
 from diffv2ir.hub_sources import SOURCES, Source, named
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def _told(source: Source, under_way: bool = False) -> Iterator[None]:
         known = next((words for cause in causes if (words := _refusal(source, cause))), None)
         if known:
             raise HubError(f"{source.repo_id}: {known}") from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if under_way:
             raise HubError(
                 f"{source.repo_id}: it broke off ({reason}); fetch it again, what has arrived is kept"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # A photo longer than this is denoised with a shorter side below the resolution, which bounds memory and time.
 MAX_ASPECT = 3.0
 
+# Two pictures of one section may differ this much in aspect ratio.
+_ASPECT_TOLERANCE = 0.02
 # Of the sides in the paper's released code.
 _CODE_MULTIPLE = 64
 # Gain control: the share of the pixels that is left out at either end; the least range that is spread to the whole.
@@ -117,12 +119,38 @@ def working_size(
     return width, height
 
 
+def fitted_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """(width, height) of `size` made so large that the longer side is `longest`; the aspect ratio is kept."""
+    scale = longest / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def limited_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """`fitted_size` where the longer side is above `longest`, else `size`."""
+    return fitted_size(size, longest) if max(size) > longest else size
+
+
+def check_same_section(image: Image.Image, what: str, picture: Image.Image, advice: str = "") -> None:
+    """Two pictures of one section have the same aspect ratio, but for the rounding of their sizes.
+
+    Raises:
+        ImageError: the aspect ratio of `image`, which is `what`, is not that of `picture`; ends in `advice`.
+    """
+    ratio = (image.width / image.height) / (picture.width / picture.height)
+    # One pixel of rounding weighs more the smaller the image is.
+    if abs(ratio - 1) > _ASPECT_TOLERANCE + 1 / min(image.size):
+        raise ImageError(
+            f"{what} ({image.width}x{image.height}) has another aspect ratio than the photo "
+            f"({picture.width}x{picture.height}){advice}"
+        )
+
+
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> float32 [1, 3, H, W] in [-1, 1]."""
+    """RGB or gray image -> float32 [3, H, W] in [-1, 1]."""
     import torch  # here: the page reads images before it needs torch, which takes seconds to import
 
     array = np.array(image.convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(array).permute(2, 0, 1)[None] / 127.5 - 1
+    return torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1
 
 
 def to_gray(pixels: Tensor) -> list[Image.Image]:

@@ -29,7 +29,7 @@ class Entry:
     problem: str = ""
 
 
-def inventory(folders: Sequence[Path] = (), cache_dir: Path | None = None) -> list[Entry]:
+def inventory(folders: Sequence[Path] = ()) -> list[Entry]:
     """The embedded bundle, `folders` and single files, and what the hub's cache holds of use for this program."""
     entries = []
     try:
@@ -39,8 +39,8 @@ def inventory(folders: Sequence[Path] = (), cache_dir: Path | None = None) -> li
     for folder in folders:
         entries.extend(_given(folder))
     for name, source in hub.SOURCES.items():
-        entries.extend(_source_entries(name, source, cache_dir))
-    entries.extend(_cached_bundles(cache_dir))
+        entries.extend(_source_entries(name, source))
+    entries.extend(_cached_bundles())
     return entries
 
 
@@ -133,30 +133,30 @@ def _goes_on(name: str, folder: Path | None = None) -> str:
     return f"incomplete: `python -m diffv2ir fetch {name}{f' --to {folder}' if folder else ''}` goes on"
 
 
-def _source_entries(name: str, source: hub.Source, cache_dir: Path | None) -> Iterator[Entry]:
+def _source_entries(name: str, source: hub.Source) -> Iterator[Entry]:
     """The commit that the source names, or else what is here of it; and commits that were fetched by NAME@REVISION."""
-    repository = hub.repository_folder(source, cache_dir)
+    repository = hub.repository_folder(source)
     found: list[Path] = []
     for revision in (source.revision, *sorted(path.name for path in (repository / "snapshots").glob("*"))):
         try:
-            path = hub.here(replace(source, revision=revision), cache_dir)
+            path = hub.here(replace(source, revision=revision))
         except hub.HubError:
             continue
         if path not in found:
             found.append(path)
             yield Entry(name if revision == source.revision else f"{name}@{revision}", source.what, path, _size(path))
-    begun = hub.parts(source, cache_dir=cache_dir)
+    begun = hub.parts(source)
     size = sum(map(_size, begun)) if source.file else _size(repository / "blobs")
     if begun or (size and not found):
         yield Entry(name, source.what, repository, size, _goes_on(name))
 
 
-def _cached_bundles(cache_dir: Path | None) -> Iterator[Entry]:
+def _cached_bundles() -> Iterator[Entry]:
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir(cache_dir or constants.HF_HUB_CACHE).repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return
     known = {source.repo_id for source in hub.SOURCES.values()}

@@ -44,9 +44,6 @@ from diffv2ir.vlum.prompt import BANDS
 # A segmentation map is drawn at the photo's size, up to this many pixels on the longer side.
 _LARGEST_MAP = 1024
 
-# A user's map may differ this much in aspect ratio from the photo (rounding of sizes), no more.
-_ASPECT_TOLERANCE = 0.02
-
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -362,7 +359,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> Tensor:
         """The mode of the encoder for an RGB image whose sides the VAE can halve: unscaled latents [1, 4, h, w]."""
-        pixels = imaging.to_tensor(image).to(self.compute_device, self.vae.dtype)  # [1, 3, H, W]
+        pixels = imaging.to_tensor(image)[None].to(self.compute_device, self.vae.dtype)  # [1, 3, H, W]
         encoded = self.vae.encode(pixels)
         return encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
 
@@ -406,19 +403,12 @@ class DiffV2IRPipeline(DiffusionPipeline):
         if given is True:
             raise ValueError("segmentation must be a map, None (ask SAM) or False (off), got True")
         if given is None:
-            scale = min(1.0, _LARGEST_MAP / max(photo.size))
-            size = tuple(max(1, round(side * scale)) for side in photo.size)
+            size = imaging.limited_size(photo.size, _LARGEST_MAP)
             with memory.at_work(self, "segmenter") as segmenter:
                 masks = segmenter.masks(photo)
             return segmentation_map(masks, size, self.config.map_style if style == BUNDLE_MAP else style)
         drawn = imaging.open_image(given)
-        ratio = (drawn.width / drawn.height) / (photo.width / photo.height)
-        # One pixel of rounding weighs more the smaller the map is.
-        if abs(ratio - 1) > _ASPECT_TOLERANCE + 1 / min(drawn.size):
-            raise imaging.ImageError(
-                f"the segmentation map ({drawn.width}x{drawn.height}) has another aspect ratio than the photo "
-                f"({photo.width}x{photo.height})"
-            )
+        imaging.check_same_section(drawn, "the segmentation map", photo)
         return drawn
 
     def _working_size(self, size: tuple[int, int], settings: GenerationSettings) -> tuple[int, int]:

@@ -8,10 +8,7 @@ import numpy as np
 from PIL import Image
 
 from diffv2ir import imaging
-from diffv2ir.imaging import ImageError, ImageSource
-
-# Two pictures of one scene may differ this much in aspect ratio: rounding of sizes.
-_ASPECT_TOLERANCE = 0.02
+from diffv2ir.imaging import ImageSource
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,7 @@ def compare(picture: Image.Image, reference: ImageSource) -> Comparison:
     from diffv2ir.metrics import psnr, ssim
 
     real = imaging.open_image(reference).convert("L")
-    ratio = (real.width / real.height) / (picture.width / picture.height)
-    if abs(ratio - 1) > _ASPECT_TOLERANCE + 1 / min(real.size):
-        raise ImageError(
-            f"the real infrared picture ({real.width}x{real.height}) has another aspect ratio than the photo "
-            f"({picture.width}x{picture.height}); use one that shows the same section"
-        )
+    imaging.check_same_section(real, "the real infrared picture", picture, "; use one that shows the same section")
     ours = picture.resize(real.size, Image.Resampling.BICUBIC)
     return Comparison(psnr(ours, real), ssim(ours, real), difference_map(ours, real))
 

@@ -143,7 +143,6 @@ def score(
     translations: Sequence[Translation],
     settings: GenerationSettings | None,
     views: Sequence[View] | None = None,
-    protocol: str = PROTOCOL,
 ) -> Report:
     """Score finished translations, per camera and overall.
 
@@ -160,7 +159,7 @@ def score(
     scores, rows = score_methods(methods, translations, views, without_distances=("constant",))
     kept = {name: _images(rows[name], ids, cameras) for name in methods}
     return Report(
-        protocol, settings, **scores, real=score_real(rows, translations), images=kept.pop("model"),
+        PROTOCOL, settings, **scores, real=score_real(rows, translations), images=kept.pop("model"),
         baseline_images=kept, pictures=picture_hashes(translations),
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from diffv2ir.axes import AXES, OFF, ON, label
 from diffv2ir.grid import MEASURES, Cell, CellResult, Grid, best
+from diffv2ir.imaging import limited_size
 from diffv2ir.settings import GenerationSettings
 
 TILE = 256
@@ -69,7 +70,7 @@ def draw(grid: Grid, results: Sequence[CellResult], measure: str = MEASURES[0], 
         raise ValueError("no cell is finished yet")
     font = ImageFont.load_default(_FONT)
     finished, winner = {result.cell.place: result for result in results}, best(results, measure)
-    layout = _Layout.of(grid, _tile(results[0].output.image.size, longest), winner is not None, font)
+    layout = _Layout.of(grid, limited_size(results[0].output.image.size, longest), winner is not None, font)
     shared = in_words(grid.cells[0], without=[axis.name for axis in grid.axes])
     notes = _wrapped(font, shared, layout.size[0] - 2 * _GAP) + [_HONEST]
     width = max(layout.size[0], _width(font, _HONEST) + 2 * _GAP)
@@ -198,11 +199,6 @@ def _wrapped(font: ImageFont.ImageFont, text: str, width: int) -> list[str]:
         else:
             lines.append(word)
     return lines
-
-
-def _tile(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    scale = min(1.0, longest / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _width(font: ImageFont.ImageFont, text: str) -> int:

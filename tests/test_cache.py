@@ -16,6 +16,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import read_examples
 from diffv2ir.efficientnet import imagenet_network, network_pixels
+from diffv2ir.imaging import open_image, to_tensor
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training import cache as cache_module
 from diffv2ir.training.cache import (
@@ -28,7 +29,7 @@ from diffv2ir.training.cache import (
     encode_mode,
     file_hash,
 )
-from diffv2ir.training.images import load_rgb, resize_shorter, to_tensor
+from diffv2ir.training.images import resize_shorter
 from diffv2ir.training.loop import Draw
 from diffv2ir.vlum import SamSegmenter
 
@@ -297,7 +298,7 @@ def test_map_does_not_depend_on_the_folder_of_the_segmenter(examples, bundle_fol
 def test_maps_are_drawn_once_and_given_maps_are_used(examples, segmenter, tmp_path, monkeypatch):
     maps = MapCache(tmp_path, segmenter, "regions")
     maps.fill(examples)
-    assert load_rgb(maps.path(examples[0])).size == load_rgb(examples[0].visible).size
+    assert open_image(maps.path(examples[0])).size == open_image(examples[0].visible).size
     monkeypatch.setattr(SamSegmenter, "masks", None)
     MapCache(tmp_path, segmenter, "regions").fill(examples)
     own = dataclasses.replace(examples[0], segmentation=examples[0].infrared)
@@ -511,11 +512,11 @@ def test_captions_of_another_number_of_processes_are_kept(examples, blip, tmp_pa
 
 def test_deep_gray_is_scaled_and_orientation_honoured(tmp_path):
     Image.new("I;16", (6, 4), 257 * 100).save(tmp_path / "deep.png")
-    assert load_rgb(tmp_path / "deep.png").getpixel((0, 0)) == (100, 100, 100)
+    assert open_image(tmp_path / "deep.png").getpixel((0, 0)) == (100, 100, 100)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_rgb(tmp_path / "turned.jpg").size == (4, 6)
+    assert open_image(tmp_path / "turned.jpg").size == (4, 6)
 
 
 @pytest.mark.parametrize("size, wanted", [((30, 20), (15, 10)), ((7, 90), (10, 129)), ((10, 10), (10, 10))])

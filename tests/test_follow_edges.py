@@ -11,9 +11,8 @@ from make_data import draw_scene, make_manifest_dataset
 
 from diffv2ir.data import read_examples
 from diffv2ir.edges import brightness, colours, follow_colours, follow_edges
-from diffv2ir.imaging import control_gain
+from diffv2ir.imaging import control_gain, to_tensor
 from diffv2ir.training.cache import LatentCache, ViewConfig
-from diffv2ir.training.images import to_tensor
 
 
 def step_at(column: float, low: float, high: float, scale: int = 1) -> np.ndarray:

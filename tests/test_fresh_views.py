@@ -14,11 +14,12 @@ from PIL import Image, ImageEnhance
 
 from diffv2ir.data import read_examples
 from diffv2ir.edges import brightness, colours, follow_edges, follow_edges_of_batch, generated_window, gray_levels
+from diffv2ir.imaging import open_image, to_tensor
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training.cache import ViewConfig, encode_mode
 from diffv2ir.training.diffusion import PromptEncoder
 from diffv2ir.training.fresh import FreshViews, expose
-from diffv2ir.training.images import load_rgb, resize_shorter, to_tensor
+from diffv2ir.training.images import resize_shorter
 from diffv2ir.training.loop import Draw, LoopConfig
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from diffv2ir.training.teacher import Member, Teacher, TeacherConfig, load_network, train_teacher
@@ -46,7 +47,7 @@ def map_of(examples, tmp_path_factory):
     """Maps of eight flat colours."""
     folder, paths = tmp_path_factory.mktemp("maps"), {}
     for number, example in enumerate(examples):
-        width, height = load_rgb(example.visible).size
+        width, height = open_image(example.visible).size
         small = np.random.default_rng(number).integers(0, 2, (4, 4, 3)).astype(np.uint8) * 255
         paths[example.id] = folder / f"{number}.png"
         Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST).save(paths[example.id])
@@ -118,7 +119,7 @@ def test_a_view_is_a_window_of_photo_and_map(examples, make, map_of):
     flips = 0
     for draw, photo, plan in zip(draws, pictures["visible"], pictures["segmentation"], strict=True):
         example = examples[draw.index]
-        whole = (to_tensor(resize_shorter(load_rgb(example.visible), view.resize)) + 1) / 2
+        whole = (to_tensor(resize_shorter(open_image(example.visible), view.resize)) + 1) / 2
         candidates = {
             (mirrored, top, left): float((crop - photo).abs().mean())
             for mirrored, picture in ((False, whole), (True, whole.flip(-1)))
@@ -130,7 +131,7 @@ def test_a_view_is_a_window_of_photo_and_map(examples, make, map_of):
         assert candidates[best] < 0.02
         flips += best[0]
         mirrored, top, left = best
-        regions = to_tensor(resize_shorter(load_rgb(map_of(example)), view.resize, Image.Resampling.NEAREST))
+        regions = to_tensor(resize_shorter(open_image(map_of(example)), view.resize, Image.Resampling.NEAREST))
         regions = (regions.flip(-1) if mirrored else regions)[:, top : top + 64, left : left + 64]
         assert ((regions + 1) / 2 - plan).abs().mean() < 0.08  # of a border, one pixel at most
         assert set(plan.unique().tolist()) <= {0.0, 1.0}

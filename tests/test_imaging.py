@@ -11,7 +11,17 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageCms, ImageOps
 
 from diffv2ir import imaging
-from diffv2ir.imaging import MAX_ASPECT, ImageError, control_gain, open_image, to_gray, to_tensor
+from diffv2ir.imaging import (
+    MAX_ASPECT,
+    ImageError,
+    check_same_section,
+    control_gain,
+    fitted_size,
+    limited_size,
+    open_image,
+    to_gray,
+    to_tensor,
+)
 from diffv2ir.imaging import working_size as size_for
 
 ORIENTATION = 0x0112
@@ -227,10 +237,10 @@ def test_working_size(size, resolution, multiple):
 def test_tensors_and_back():
     picture = gradient()
     tensor = to_tensor(Image.fromarray(picture))
-    assert tensor.shape == (1, 3, 9, 16) and tensor.dtype == torch.float32
+    assert tensor.shape == (3, 9, 16) and tensor.dtype == torch.float32
     assert -1 <= tensor.min() and tensor.max() <= 1
     assert to_tensor(Image.new("L", (1, 1), 255)).max() == 1 and to_tensor(Image.new("L", (1, 1), 0)).min() == -1
-    one, other = to_gray(torch.cat([tensor, tensor * 5]))
+    one, other = to_gray(torch.stack([tensor, tensor * 5]))
     assert one.mode == "L" and np.array_equal(np.asarray(one), picture)
     assert np.asarray(other).max() == 255 or np.asarray(other).min() == 0  # out of range is cut, not wrapped
     mixed = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1)
@@ -265,3 +275,24 @@ def test_lab_photo_keeps_its_colours():
     transform = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
     opened = open_image(ImageCms.applyTransform(rgb, transform))
     assert np.abs(np.array(opened.getpixel((0, 0))) - (200, 60, 40)).max() <= 3
+
+
+@given(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), st.integers(1, 2000))
+def test_sizes_are_fitted_into_the_longest_side(size, longest):
+    fitted = fitted_size(size, longest)
+    assert max(fitted) == longest and min(fitted) >= 1
+    scale = longest / max(size)
+    assert all(abs(new - side * scale) <= 0.5 or new == 1 for new, side in zip(fitted, size, strict=True))
+    assert limited_size(size, longest) == (fitted if max(size) > longest else size)
+
+
+def test_what_is_of_another_section_is_refused():
+    photo = Image.new("RGB", (300, 200))
+    for size in ((300, 200), (30, 20), (31, 20), (3, 2), (2, 1)):
+        check_same_section(Image.new("RGB", size), "the map", photo)
+    with pytest.raises(
+        ImageError, match=r"^the map \(200x300\) has another aspect ratio than the photo \(300x200\); turn it$"
+    ):
+        check_same_section(Image.new("RGB", (200, 300)), "the map", photo, "; turn it")
+    with pytest.raises(ImageError, match="another aspect ratio"):
+        check_same_section(Image.new("RGB", (320, 200)), "the map", photo)

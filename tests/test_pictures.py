@@ -13,11 +13,11 @@ from torch import nn
 from diffv2ir import efficientnet
 from diffv2ir.data import read_examples
 from diffv2ir.efficientnet import EfficientNetLite1, imagenet_network, loss_network
+from diffv2ir.imaging import to_tensor
 from diffv2ir.metrics import ssim, ssim_of_batch
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training.cache import LatentCache, Paster, ViewConfig
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig
-from diffv2ir.training.images import to_tensor
 from diffv2ir.training.loop import Draw
 from diffv2ir.training.pictures import PictureConfig, PictureLoss
 

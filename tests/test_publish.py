@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import huggingface_hub.file_download
 import pytest
@@ -145,6 +146,8 @@ def test_what_start_may_be(server, bundle_folder, tmp_path, monkeypatch):
     with pytest.raises(hub.HubError, match="there is no revision 'older'"):
         locate_start("owner/base@older")
     assert _source("sd15") is hub.SOURCES["sd15"] is _source(hub.SOURCES["sd15"].repo_id)
+    assert _source("sd15@" + COMMIT) == replace(hub.SOURCES["sd15"], revision=COMMIT)
+    assert _source("sam") is None  # a single file
     assert _source("/not/there") is None and _source(f"{hub.SOURCES['sd15'].repo_id}@main").revision == "main"
 
 

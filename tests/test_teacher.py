@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffv2ir.data import DataError, read_examples
+from diffv2ir.imaging import to_tensor
 from diffv2ir.pipeline import DiffV2IRPipeline, latent_stride
 from diffv2ir.training import loop as loop_module
 from diffv2ir.training import teacher as teacher_module
@@ -27,7 +28,6 @@ from diffv2ir.training.cache import (
     file_hash,
 )
 from diffv2ir.training.diffusion import PromptEncoder
-from diffv2ir.training.images import to_tensor
 from diffv2ir.training.loop import LoopConfig, TrainingError
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import LoraSettings, PhaseConfig, check_teacher, train_phase

@@ -48,7 +48,9 @@ def phase_parser(default_config: Path, description: str) -> argparse.ArgumentPar
     """The arguments of a phase. A training needs `NEEDED`; a dry run says that they are missing."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, help="dataset folder: manifest.jsonl, or rgb/ ir/ [seg/]")
-    parser.add_argument("--start", help="folder in the diffusers layout, sd15, or a hub id[@revision]")
+    parser.add_argument(
+        "--start", help="folder in the diffusers layout, or sd15 or a hub id, each with @REVISION if wished"
+    )
     parser.add_argument("--output", type=Path, help="folder of the run; start again to resume")
     parser.add_argument("--config", type=Path, default=default_config)
     parser.add_argument("--vlum", help="folder, or hub id, with captioner and segmenter, where --start has none")

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffv2ir.data import Example, check_examples, read_examples, split_validation
-from diffv2ir.imaging import open_image
-from diffv2ir.training.images import random_integer, resize_shorter, to_tensor
+from diffv2ir.imaging import open_image, to_tensor
+from diffv2ir.training.images import random_integer, resize_shorter
 
 
 @dataclass(frozen=True)

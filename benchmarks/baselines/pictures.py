@@ -14,11 +14,10 @@ from torch import nn
 from benchmarks.baselines import ip2p
 from diffv2ir.data import Example, check_examples, read_examples
 from diffv2ir.evaluate import central_square, example_seed, gray_square, spread, translate_examples
-from diffv2ir.imaging import from_levels, open_image
+from diffv2ir.imaging import from_levels, open_image, to_tensor
 from diffv2ir.outputs import output_path
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
-from diffv2ir.training.images import to_tensor
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffv2ir.errors import first_line
+
 # What Lightning and OmegaConf leave in the pickle beside the weights: counters, callbacks, hyperparameters and their
 # values. Nothing of it is needed, so each of these names becomes an object that does nothing, whatever it was.
 # No name belongs here that calls what it is given: a file that has one is refused, though nothing would be called.
@@ -70,7 +72,7 @@ def open_checkpoint(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ConvertError(f"{path} is truncated or not a safetensors file ({_first_line(error)})") from error
+            raise ConvertError(f"{path} is truncated or not a safetensors file ({first_line(error)})") from error
     content = _load_pickle(path)
     weights = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
@@ -89,7 +91,7 @@ def _load_pickle(path: Path):
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise ConvertError(
-            f"{path} is truncated, or not a file that torch.save of torch 1.6 or newer wrote ({_first_line(error)})"
+            f"{path} is truncated, or not a file that torch.save of torch 1.6 or newer wrote ({first_line(error)})"
         ) from error
     refused = sorted(name for name in wanted if _stand_in(name) is None)
     if refused:
@@ -102,7 +104,7 @@ def _load_pickle(path: Path):
         with torch.serialization.safe_globals([(_stand_in(name), name) for name in wanted]):
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, AttributeError) as error:
-        raise ConvertError(f"{path} cannot be loaded as weights only: {_first_line(error)}") from error
+        raise ConvertError(f"{path} cannot be loaded as weights only: {first_line(error)}") from error
 
 
 def _stand_in(name: str) -> type | None:
@@ -121,7 +123,3 @@ def _refuse_legacy(path: Path) -> None:
         f"{path} is in the format of torch before 1.6, which is read as a whole only. Save it anew, and convert that: "
         f"`import torch; torch.save(torch.load({str(path)!r}, map_location='cpu', weights_only=True), {str(new)!r})`"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

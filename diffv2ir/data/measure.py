@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from diffv2ir.data.alignment import alignment
 from diffv2ir.data.hashing import difference_hash
-from diffv2ir.imaging import ImageError, from_levels, open_image
+from diffv2ir.imaging import ImageError, from_levels, limited_size, open_image
 from diffv2ir.members import ImageFile, TarMember
 
 # Of 16-bit infrared: counts that span less are spread, but never further apart than a gray level each.
@@ -120,7 +120,8 @@ def black_border(image: Image.Image) -> float:
 
     A night sky is black at the frame too, but ends in an uneven line, or fades into what is lit.
     """
-    gray = np.asarray(image.convert("RGB").resize(_fitting(image.size), Image.Resampling.NEAREST)).max(axis=-1)
+    small = image.convert("RGB").resize(limited_size(image.size, _BORDER_SIDE), Image.Resampling.NEAREST)
+    gray = np.asarray(small).max(axis=-1)
     return min(1.0, sum(_wedge(np.rot90(gray, turns)) for turns in range(4)) / gray.size)
 
 
@@ -143,8 +144,3 @@ def _line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     half = len(x) // 2
     slope = np.median((y[half:] - y[: len(y) - half]) / (x[half:] - x[: len(x) - half]))
     return slope * x + np.median(y - slope * x)
-
-
-def _fitting(size: tuple[int, int]) -> tuple[int, int]:
-    scale = min(1.0, _BORDER_SIDE / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

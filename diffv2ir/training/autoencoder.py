@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from diffv2ir.data import Example
 from diffv2ir.files import write_atomically
-from diffv2ir.training.images import load_rgb, random_integer, to_tensor
+from diffv2ir.imaging import open_image, to_tensor
+from diffv2ir.training.images import random_integer
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def latent_std(vae: AutoencoderTiny, examples: Sequence[Example], count: int) ->
     """Standard deviation of infrared latents over `count` images: its inverse is the scaling factor."""
     paths = [e.infrared for e in examples if e.infrared]
     values = [
-        vae.encode(to_tensor(load_rgb(path).resize((256, 256)))[None]).latents.flatten()
+        vae.encode(to_tensor(open_image(path).resize((256, 256)))[None]).latents.flatten()
         for path in paths[:: max(1, len(paths) // count)]
     ]
     return float(torch.cat(values).std())
@@ -189,7 +190,7 @@ def latent_std(vae: AutoencoderTiny, examples: Sequence[Example], count: int) ->
 
 def _small_arrays(paths: Sequence[Path]) -> list[np.ndarray]:
     """All images as uint8 RGB arrays in memory: some 300 KB each."""
-    return [np.asarray(load_rgb(path)) for path in paths]
+    return [np.asarray(open_image(path)) for path in paths]
 
 
 def _draw_image(visible: list, infrared: list, config: AutoencoderConfig, generator: torch.Generator) -> Tensor:

@@ -29,9 +29,9 @@ from diffv2ir.data import Example
 from diffv2ir.edges import brightness, follow_edges
 from diffv2ir.efficientnet import EfficientNetLite0, network_pixels
 from diffv2ir.files import write_file_atomically
-from diffv2ir.imaging import from_levels
+from diffv2ir.imaging import from_levels, open_image, to_tensor
 from diffv2ir.pipeline import latent_stride
-from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter, to_bytes, to_tensor
+from diffv2ir.training.images import expose_differently, random_integer, resize_shorter, to_bytes
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
 from diffv2ir.vlum.prompt import BANDS, known_band
@@ -156,7 +156,7 @@ class CaptionCache:
         wanted = [e for e in examples if e.visible and not self._given(e) and self._lacks(self._key(e), share)]
         for start in tqdm(range(0, len(wanted), batch_size), desc="captions", disable=not wanted):
             batch = wanted[start : start + batch_size]
-            captions = caption_images(self.model, self.processor, [load_rgb(e.visible) for e in batch])
+            captions = caption_images(self.model, self.processor, [open_image(e.visible) for e in batch])
             own.update(zip(map(self._key, batch), captions, strict=True))
             write_file_atomically(file, lambda path: path.write_text(json.dumps(own)))
         self.known.update(own)
@@ -201,7 +201,7 @@ class MapCache:
         """Segment what has no map yet."""
         wanted = [e for e in examples if e.visible and _lacks(self.path(e), share)]
         for example in tqdm(wanted, desc="segmentation maps", disable=not wanted, mininterval=5):
-            image = load_rgb(example.visible)
+            image = open_image(example.visible)
             drawn = segmentation_map(self.segmenter.masks(image), image.size, self.style)
             write_file_atomically(self.path(example), drawn.save)
 
@@ -246,7 +246,7 @@ class Views:
         "visible" gets another exposure, "infrared" the edges of "visible", as the configuration says. Sides are
         multiples of `multiple` and at most twice the crop.
         """
-        views = {role: self._cut(load_rgb(path), example, variant, role) for role, path in pictures.items()}
+        views = {role: self._cut(open_image(path), example, variant, role) for role, path in pictures.items()}
         if self.config.edge_radius and {"visible", "infrared"} <= views.keys():
             infrared, visible = brightness(views["infrared"]), brightness(views["visible"])
             followed = follow_edges(infrared, visible, self.config.edge_radius, flat=_FLAT)

@@ -24,8 +24,9 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from diffv2ir.data import Example
 from diffv2ir.efficientnet import EfficientNetLite0, network_pixels
 from diffv2ir.files import write_atomically, write_file_atomically
+from diffv2ir.imaging import open_image
 from diffv2ir.training.cache import CaptionCache, file_hash
-from diffv2ir.training.images import expose_differently, load_rgb, random_integer, resize_shorter
+from diffv2ir.training.images import expose_differently, random_integer, resize_shorter
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
 from diffv2ir.training.seeing import FeatureTarget
 from diffv2ir.training.teacher import load_network
@@ -232,7 +233,7 @@ def _train(
     torch.manual_seed(config.loop.seed)
     blip = build_captioner(config, processor)
     captions = [plain_caption(example.caption) for example in examples]
-    pictures = [np.asarray(resize_shorter(load_rgb(e.visible), config.image_size + 32)) for e in examples]
+    pictures = [np.asarray(resize_shorter(open_image(e.visible), config.image_size + 32)) for e in examples]
     network = load_network() if config.seeing else None
     objective = CaptionObjective(blip, network, [Image.fromarray(picture) for picture in pictures])
     tokenizer = processor.tokenizer

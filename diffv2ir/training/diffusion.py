@@ -69,9 +69,9 @@ def draw_timestep(config: NoiseConfig, count: int, generator: torch.Generator) -
 class PromptEncoder:
     """Prompts -> embeddings (N, L, D) with the frozen text encoder; each distinct prompt is encoded once."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, memory: int = 20_000):
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
-        self._encode = lru_cache(maxsize=memory)(self._encode_one)
+        self._encode = lru_cache(maxsize=20_000)(self._encode_one)
 
     def __call__(self, prompts: list[str]) -> Tensor:
         return torch.stack([self._encode(prompt) for prompt in prompts])  # [N, L, D]

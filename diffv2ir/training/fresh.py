@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from diffv2ir.data import Example
 from diffv2ir.edges import gray_levels
 from diffv2ir.efficientnet import EfficientNetLite0
+from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.cache import ViewConfig, encode_mode
-from diffv2ir.training.images import load_rgb, resize_shorter
+from diffv2ir.training.images import resize_shorter
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.training.teacher import Teacher
 from diffv2ir.vlum.prompt import known_band
@@ -182,7 +183,7 @@ class FreshViews:
 
     def _load(self, paths: Sequence[Path], shorter: int, resampling: Image.Resampling) -> _Canvases:
         def read(path: Path) -> np.ndarray:
-            image = resize_shorter(load_rgb(path), shorter, resampling)
+            image = resize_shorter(open_image(path), shorter, resampling)
             # Of a panorama the middle.
             width, height = (min(length, 2 * shorter) for length in image.size)
             left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
-
-from diffv2ir.imaging import open_image
-
-
-def load_rgb(path: Path) -> Image.Image:
-    """Read an image file as 8-bit RGB, upright; 16-bit gray is scaled."""
-    return open_image(path)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """PIL RGB -> float32 (3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
 def to_bytes(image: Image.Image) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffv2ir.data import Example
+from diffv2ir.errors import first_line
 from diffv2ir.hub import HubError
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -156,10 +157,6 @@ def _told(repo_id: str) -> Iterator[None]:
             401: "the hub refuses the access token: log in anew with `hf auth login`, or correct HF_TOKEN",
             403: "this access token may not write there: make one with write access, or choose a repository of yours",
         }
-        raise PushError(f"{repo_id}: {known.get(status, _first_line(error))}") from error
+        raise PushError(f"{repo_id}: {known.get(status, first_line(error))}") from error
     except (HTTPError, OSError) as error:
-        raise PushError(f"{repo_id}: the hub cannot be reached ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PushError(f"{repo_id}: the hub cannot be reached ({first_line(error)})") from error

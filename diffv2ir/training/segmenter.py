@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from diffv2ir.data import Example
 from diffv2ir.files import write_atomically, write_file_atomically
+from diffv2ir.imaging import fitted_size, open_image
 from diffv2ir.training.cache import file_hash
-from diffv2ir.training.images import load_rgb, random_integer
+from diffv2ir.training.images import random_integer
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
 from diffv2ir.training.regions import region_labels
 from diffv2ir.vlum.segment import PIXEL_MEAN, SamSegmenter
@@ -164,9 +165,8 @@ def _teach(paths: list[Path], cache: Path, counts: Sequence[int], side: int) -> 
     images, labels = [], []
     stems = Counter(path.stem for path in paths)
     for path in tqdm(paths, desc="regions", mininterval=5):
-        image = load_rgb(path)
-        scale = side / max(image.size)
-        image = image.resize([max(1, round(s * scale)) for s in image.size], Image.Resampling.BILINEAR)
+        image = open_image(path)
+        image = image.resize(fitted_size(image.size, side), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
         # Equal names in different folders are different images.
         name = path.stem if stems[path.stem] == 1 else f"{path.stem}-{file_hash(path)[:8]}"

@@ -21,14 +21,13 @@ _PATTERNS = (
 )
 
 
-def locate_start(name: str, fetch: bool = True, cache_dir: Path | None = None) -> Path:
+def locate_start(name: str, fetch: bool = True) -> Path:
     """The folder that a training starts from, or that holds captioner and segmenter.
 
     Args:
-        name: "tiny"; a folder; a name of `hub.SOURCES` that is a folder, "sd15"; or a hub id "owner/name", of which a
-            commit, tag or branch may be chosen by "owner/name@REVISION". What `hub.SOURCES` pins is taken as pinned.
+        name: "tiny"; a folder; a name of `hub.SOURCES` that is a folder, "sd15"; or a hub id "owner/name". What
+            `hub.SOURCES` pins is taken as pinned; "NAME@REVISION" chooses another commit, tag or branch of either.
         fetch: False takes what was fetched before, and asks nobody.
-        cache_dir: another cache of the hub than the user's.
 
     Returns:
         A path; of a local name as it is, there or not.
@@ -43,10 +42,10 @@ def locate_start(name: str, fetch: bool = True, cache_dir: Path | None = None) -
         return Path(name)
     if not fetch:
         try:
-            return hub.here(source, cache_dir)
+            return hub.here(source)
         except hub.HubError as error:
             raise hub.HubError(f"{name} is not here yet: a training fetches it, a dry run does not") from error
-    folder = hub.download(source, cache_dir=cache_dir)
+    folder = hub.download(source)
     logger.info("%s: %s", name, folder)  # its name is the commit
     return folder
 
@@ -58,14 +57,14 @@ def is_sd15(name: str) -> bool:
 
 
 def _source(name: str) -> hub.Source | None:
-    known = {alias: source for alias, source in hub.SOURCES.items() if source.file is None}
-    if name in known:
-        return known[name]
+    source = hub.named(name)
+    if source is not None:
+        return source if source.file is None else None
     match = _HUB_ID.fullmatch(name)
     if match is None:
         return None
     repository, revision = match.groups()
-    pinned = [source for source in known.values() if source.repo_id == repository]
+    pinned = [source for source in hub.SOURCES.values() if source.file is None and source.repo_id == repository]
     if pinned and revision is None:
         return pinned[0]
     return hub.Source(repository, "where a training starts", revision or "main", patterns=_PATTERNS)

@@ -28,10 +28,10 @@ from diffv2ir.data import Example
 from diffv2ir.edges import brightness, follow_edges, follow_edges_of_batch, gray_levels
 from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network, network_pixels
 from diffv2ir.files import write_file_atomically
-from diffv2ir.imaging import from_levels
+from diffv2ir.imaging import from_levels, open_image
 from diffv2ir.training.cache import PICTURES, PictureFolder, ViewConfig, Views, file_hash
 from diffv2ir.training.config import example_weights
-from diffv2ir.training.images import load_rgb, resize_shorter, to_bytes
+from diffv2ir.training.images import resize_shorter, to_bytes
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, TrainingError
 from diffv2ir.vlum.prompt import BANDS, known_band
 
@@ -188,7 +188,7 @@ def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConf
     bands = members[0].bands
     missing = [e for e in chosen if not all(pictures.path(e, band).is_file() for band in bands)]
     for example in tqdm(missing, desc="teacher's pictures", disable=not missing, mininterval=5):
-        drawn = predict(members, load_rgb(example.visible), config.view.crop, bands)
+        drawn = predict(members, open_image(example.visible), config.view.crop, bands)
         for band, picture in zip(bands, drawn, strict=True):
             write_file_atomically(pictures.path(example, band), picture.save)
     return pictures.folder

@@ -20,7 +20,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from diffv2ir.data import Example
 from diffv2ir.files import write_atomically
-from diffv2ir.training.images import load_rgb, random_integer, resize_shorter, to_tensor
+from diffv2ir.imaging import open_image, to_tensor
+from diffv2ir.training.images import random_integer, resize_shorter
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
 from diffv2ir.vlum.prompt import BANDS, INFRARED_PROMPT, build_prompt, known_band
 
@@ -43,7 +44,7 @@ class TextConfig:
     crops_weight: float = 0.2
 
 
-def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int = MAX_TOKENS) -> CLIPTokenizer:
+def train_tokenizer(captions: Iterable[str], vocabulary: int) -> CLIPTokenizer:
     """A byte-level BPE `CLIPTokenizer`; every character has a token of its own, so that no text is unknown."""
     tokenizer = CLIPTokenizer()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -63,7 +64,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int = MAX_
     tokenizer.backend_tokenizer.train_from_iterator(corpus, trainer)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=length)
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=MAX_TOKENS)
 
 
 class ClipObjective(nn.Module):
@@ -96,7 +97,7 @@ def train_text(examples: Sequence[Example], output: Path, config: TextConfig) ->
     torch.manual_seed(config.loop.seed)
     clip = _build_clip(config, tokenizer)
     side = config.vision_size
-    pictures = [np.asarray(resize_shorter(load_rgb(e.visible), side + 16)) for e in chosen]
+    pictures = [np.asarray(resize_shorter(open_image(e.visible), side + 16)) for e in chosen]
     tokens = tokenizer(
         [build_prompt(e.caption, known_band(e.band)) for e in chosen],
         padding="max_length",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Results that a session keeps: each holds its photo and pictures in memory.
 _RESULTS = 24
+# Photos whose captions, maps and latents it keeps.
+_KEPT = 8
 
 
 class BoundedCache:
@@ -71,16 +73,16 @@ class Session:
         keeps_caption: the next photo does not bring its own caption, as one was restored.
     """
 
-    def __init__(self, capacity: int = 8):
+    def __init__(self):
         self.request = 0
         self.shown: Result | None = None
         self.restored = self.keeps_caption = False
         self.grid: list[CellResult] = []
         self.evaluation_seconds = 0.0  # of the UNet, as last measured; 0 = not yet
         self.results: deque[Result] = deque(maxlen=_RESULTS)
-        self._understood = BoundedCache(capacity)
-        self._ways = BoundedCache(capacity)
-        self._conditioned = BoundedCache(capacity)
+        self._understood = BoundedCache(_KEPT)
+        self._ways = BoundedCache(_KEPT)
+        self._conditioned = BoundedCache(_KEPT)
         self._count = 0
         self._stopped = self._forgotten = -1
 

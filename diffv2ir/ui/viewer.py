@@ -8,6 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from diffv2ir import palettes
+from diffv2ir.imaging import limited_size
 from diffv2ir.ui.session import Result, Session
 
 INFRARED, PALETTE, SEGMENTATION, VISIBLE = "Infrared", "Palette", "Segmentation", "Visible"
@@ -87,10 +88,7 @@ def _label(view: str) -> str:
 
 
 def _small(image: Image.Image) -> Image.Image:
-    scale = min(1.0, _LONGEST_SIDE / max(image.size))
-    if scale == 1:
-        return image
-    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+    return image.resize(limited_size(image.size, _LONGEST_SIDE), Image.Resampling.LANCZOS)
 
 
 def _bar(palette: str) -> str:

@@ -17,6 +17,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from segment_anything.utils.amg import remove_small_regions
 
 from diffv2ir.edges import follow_colours
+from diffv2ir.imaging import fitted_size
 from diffv2ir.settings import MAP_STYLES
 
 PIXEL_MEAN, PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -140,8 +141,7 @@ class SamSegmenter(ModelMixin, ConfigMixin):
         Returns:
             Boolean arrays (h, w) of the image's aspect ratio, the longer side `image_size`. May be empty.
         """
-        scale = self.config.image_size / max(image.size)
-        size = [max(1, round(side * scale)) for side in image.size]
+        size = fitted_size(image.size, self.config.image_size)
         pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))  # [h, w, 3] uint8
         generator = SamAutomaticMaskGenerator(
             self.sam,
