@@ -3,7 +3,7 @@
 `python -m benchmarks.understanding --data DATASET --bundle BUNDLE [--split test]`
 
 A caption is right about the time if it says night or not as the person did; about the main thing if it names the first
-thing that the person's caption names; about a thing if both name it. Boundary recall is the share of the boundaries of
+thing that the person's caption names. Boundary recall is the share of the boundaries of
 graph segmentation (Felzenszwalb & Huttenlocher 2004, at one scale for all) within `TOLERANCE` pixels of a boundary of
 the map; boundary precision the other way round.
 """

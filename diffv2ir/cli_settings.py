@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffv2ir.loading import CommandError
@@ -28,8 +29,16 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
             type=kind,
             choices=field.metadata.get("choices"),
             metavar=None if "choices" in field.metadata else {int: "N", float: "X", str: "NAME"}[kind],
-            help=f"{field.metadata['label']}: {field.metadata['help']}".replace("%", "%%"),
+            help=f"{field.metadata['label']}: {field.metadata['help']}{_range(field.metadata)}".replace("%", "%%"),
         )
+
+
+def _range(metadata: Mapping[str, Any]) -> str:
+    """What numbers a setting takes; nothing of one that is not a number."""
+    if "minimum" not in metadata:
+        return ""
+    low, high = metadata["minimum"], metadata["limit"]
+    return f" {low:g} or more." if high is None else f" {low:g} to {high:g}." if high < 1e6 else f" {low} to {high}."
 
 
 def settings_from(options: argparse.Namespace, pipe: DiffV2IRPipeline) -> GenerationSettings:

@@ -1,4 +1,4 @@
-"""Grids: the same photo and the same noise under two or three settings that vary, to see what each of them does."""
+"""Grids: the same photo and the same noise under one to three settings that vary, to see what each of them does."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffv2ir import cli, cli_evaluate
 from diffv2ir.metadata import restore
+from diffv2ir.settings import MAX_SEED
 
 QUICK = ["--steps", "1", "--sampler", "ddim", "--seed", "5"]
 
@@ -217,6 +218,13 @@ def test_the_help_suits_a_command_line(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "PHOTO picture files" in printed
     assert "without one, one is drawn" in printed and "empty draws" not in printed
+    for words in (
+        "slower and finer. 1 to 500.",
+        "(s_V of Eq. 2 of the paper). 0 or more.",
+        "over the whole range. 0 to 1.",
+    ):
+        assert words in printed
+    assert f"one is drawn. 0 to {MAX_SEED}." in printed
 
 
 def test_bundles_that_cannot_be_used(bundle_folder, photos, tmp_path, capsys):

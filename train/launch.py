@@ -49,11 +49,13 @@ def phase_parser(default_config: Path, description: str) -> argparse.ArgumentPar
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, help="dataset folder: manifest.jsonl, or rgb/ ir/ [seg/]")
     parser.add_argument(
-        "--start", help="folder in the diffusers layout, or sd15 or a hub id, each with @REVISION if wished"
+        "--start", help="folder in the diffusers layout, tiny, or sd15 or a hub id, each with @REVISION if wished"
     )
     parser.add_argument("--output", type=Path, help="folder of the run; start again to resume")
     parser.add_argument("--config", type=Path, default=default_config)
-    parser.add_argument("--vlum", help="folder, or hub id, with captioner and segmenter, where --start has none")
+    parser.add_argument(
+        "--vlum", help="folder, tiny, or hub id[@REVISION], with captioner and segmenter, where --start has none"
+    )
     parser.add_argument("--teacher", type=Path, help="for teacher_share, teacher_mix: output of train.teacher")
     parser.add_argument("--unseen-captions", type=Path, help="for own_captions: captions.json of a captioner's run")
     parser.add_argument("--cache", type=Path, help="captions, maps and latents; default: OUTPUT/cache")

@@ -41,7 +41,7 @@ class AutoencoderConfig:
         latent_noise: standard deviation of the noise on the latents; the decoder limits them to [-3, 3].
         map_share: of the images; visible_share: of the others. The rest is infrared.
         saturation: the colours of half of the visible crops are stretched by up to this factor.
-        colour_weight: of the loss of the colours read off the latents.
+        structure_weight: of how far the latents are from `structure_latents`, beside the loss of the images.
         statistics_images: how many infrared images the scaling factor is measured on.
     """
 

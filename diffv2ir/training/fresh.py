@@ -50,8 +50,8 @@ class _Canvases:
 class FreshViews:
     """What `LatentCache` has of the draws of a training, made anew for each; the target is always the teacher's.
 
-    All photos and maps stay in memory, at about the size of the views, each as a square: 0.5 MB an example of 4 : 3
-    with views of 144 pixels.
+    All photos and maps stay in memory, at about the size of the views, each as a square: 0.33 MB an example of
+    4 : 3 with views of 144 to 216 pixels.
 
     Args:
         examples: those of the training, by the draws' index.

@@ -217,7 +217,7 @@ class Loop:
 
     Args:
         config: see `LoopConfig`.
-        output: folder of the run: `checkpoints/step-*`, `tensorboard/`, `history.json`.
+        output: folder of the run: `checkpoints/step-*`, each with the `history.json` so far, and `tensorboard/`.
         model: only parameters with `requires_grad` are trained, averaged and kept in the trainer's state.
         loss: maps draws to scalar tensors that are means over the draws; "loss" is minimised, all are logged.
         count: number of examples; weights: their relative frequencies.

@@ -284,7 +284,8 @@ def train_phase(
         teacher: output folder of `train_teacher`, for `config.teacher_share` and `config.teacher_mix`.
         unseen_captions: file of `train_captioner`: `config.own_captions` prefers its captions to those of the bundle's
             BLIP.
-        validate: `validate(bundle, examples, step, output)` -> figures, called with each phase-2/3 checkpoint's bundle.
+        validate: `validate(bundle, examples, step, output)` -> figures, called every `loop.validate_every`
+            steps of phases 2 and 3 with the bundle reached so far.
 
     Raises:
         DataError: nothing to train on, or the teacher has no picture for an example. TrainingError: see `Loop`.

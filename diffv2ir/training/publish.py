@@ -39,7 +39,7 @@ With the code of DiffV2IR:
 | --- | --- |
 {rows}
 
-All settings and the loss of every step are in `training.json`.
+All settings, and the loss as it was logged, are in `training.json`.
 
 ## What this card does not say
 

@@ -30,6 +30,15 @@ logger = logging.getLogger(__name__)
 STYLES = ("flir", "campus", "nir")
 # The stage whose weights are the bundle's.
 GENERAL = "phase2-picture"
+# Which phase each phase of the chain starts from.
+FOLLOWS = {
+    "phase1": "base",
+    "phase2-fresh": "phase1",
+    "phase2": "phase2-fresh",
+    "phase2-real": "phase2",
+    GENERAL: "phase2-real",
+    **{f"phase3-{style}": GENERAL for style in STYLES},
+}
 
 # Chosen on the validation part of train.
 DEFAULTS = dict(
@@ -107,12 +116,12 @@ def _stages(
     train: list[Example], validation: list[Example], output: Path, configs: Path, hold_phases: bool
 ) -> list[Stage]:
     parts, vlum, cache = output / "parts", output / "vlum", output / "cache"
-    fresh, phase2, real, general = (output / name for name in ("phase2-fresh", "phase2", "phase2-real", GENERAL))
 
     def component(kind, function, name: str) -> Callable[[], Path]:
         return lambda: function(train, output / name, load_config(configs / f"{name}.yaml", kind))
 
-    def phase(name: str, start: Path, **options) -> Callable[[], Path]:
+    def phase(name: str, **options) -> Callable[[], Path]:
+        start = output / FOLLOWS[name] / "result" if name in FOLLOWS else parts
         return lambda: train_phase(
             load_config(configs / f"{name}.yaml", PhaseConfig), train, start, output / name,
             cache=cache, validation=validation, teacher=output / "teacher", validate=validate_bundle,
@@ -126,14 +135,14 @@ def _stages(
         Stage("autoencoder", 5, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
         Stage("teacher", 18, component(TeacherConfig, train_teacher, "teacher")),
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
-        Stage("text-to-image base", 3, phase("base", parts, vlum=vlum)),
-        Stage("phase 1, infrared prior", 2, phase("phase1", output / "base" / "result")),
-        Stage("phase 2, fresh views", 410, phase("phase2-fresh", output / "phase1" / "result", vlum=vlum)),
-        Stage("phase 2", 45, phase("phase2", fresh / "result")),
-        Stage("phase 2, real pictures", 9, phase("phase2-real", phase2 / "result")),
-        Stage("phase 2, the picture itself", 20, phase(GENERAL, real / "result")),
-        *[Stage(f"phase 3, {style}", 4, phase(f"phase3-{style}", general / "result")) for style in STYLES],
-        Stage("packing", 0.2, lambda: pack(general / "result", output, hold_phases)),
+        Stage("text-to-image base", 3, phase("base", vlum=vlum)),
+        Stage("phase 1, infrared prior", 2, phase("phase1")),
+        Stage("phase 2, fresh views", 410, phase("phase2-fresh", vlum=vlum)),
+        Stage("phase 2", 45, phase("phase2")),
+        Stage("phase 2, real pictures", 9, phase("phase2-real")),
+        Stage("phase 2, the picture itself", 20, phase(GENERAL)),
+        *[Stage(f"phase 3, {style}", 4, phase(f"phase3-{style}")) for style in STYLES],
+        Stage("packing", 0.2, lambda: pack(output / GENERAL / "result", output, hold_phases)),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The Grid tab: two or three settings against each other, from the same noise."""
+"""The Grid tab: one to three settings against each other, from the same noise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DEFAULTS = (("text_scale", "1.5, 4, 7.5"), ("visible_scale", "1-2 (+0.5)"), (_N
 _INTRODUCTION = (
     f"Up to {MAX_CELLS} pictures of one photo, all from the same noise. Photo, caption and what does not vary are "
     "those of the Translate tab. Write values as `1,2,3` or `1-5` or `1-5 (+2)` or `1-10 [5]` (five, evenly spaced), "
-    "names of samplers and styles, and `on, off` for caption and map."
+    "names of samplers, styles, bands and orders, and `on, off` for caption and map."
 )
 _HINT = "Choose a photo on the Translate tab, then start."
 _READY = "Press Start: the grid is drawn of the photo on the Translate tab."

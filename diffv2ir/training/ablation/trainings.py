@@ -15,16 +15,9 @@ from diffv2ir.training.config import from_mapping
 from diffv2ir.training.learnt import digest, examples_hash, recorded_examples
 from diffv2ir.training.phases import PhaseConfig, check_teacher, train_phase
 from diffv2ir.training.teacher import teacher_bands, teacher_hash
-from diffv2ir.training.tiny import STYLES
+from diffv2ir.training.tiny import FOLLOWS
 
 logger = logging.getLogger(__name__)
-
-# Which stage each stage of `train.tiny` starts from.
-_FOLLOWS = {
-    "phase1": "base",
-    "phase2": "phase1",
-    **{f"phase3-{style}": "phase2" for style in STYLES},
-}
 
 
 @dataclass(frozen=True)
@@ -74,9 +67,9 @@ class Trainings:
 
     def _finished(self, name: str, config: PhaseConfig, examples: Sequence[Example], start: Path) -> Path | None:
         """The finished run's result of this name, if configuration, examples and start are the same."""
-        if self.finished is None or name not in _FOLLOWS:
+        if self.finished is None or name not in FOLLOWS:
             return None
-        if start.resolve() != (self.finished / _FOLLOWS[name] / "result").resolve():
+        if start.resolve() != (self.finished / FOLLOWS[name] / "result").resolve():
             return None
         stage = self.finished / name
         history = stage / "history.json"
