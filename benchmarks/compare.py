@@ -79,7 +79,7 @@ class Comparison:
 
     @cached_property
     def pairs(self) -> list[Example]:
-        """What every method learns from."""
+        """What regression and Pix2Pix learn from, and the constant."""
         return training_pairs(self.options.data)
 
     def pictures_of(self, method: str) -> Iterator[Image.Image]:
@@ -113,7 +113,7 @@ class Comparison:
             self._need("ip2p", folder, "start")
             share = 1.0 if options.share is None else options.share
             ip2p.train_ip2p(options.data, options.start, self.pipe.folder, folder, share, teacher=options.teacher)
-        ip2p.check_training(folder, self.pairs, options.share)
+        ip2p.check_training(folder, ip2p.training_examples(options.data), options.share)
         asked = argparse.Namespace(**{**vars(self.options), "bundle": str(folder / "result")})
         return load_pipeline(asked)
 

@@ -358,6 +358,20 @@ def test_ip2p_sees_the_photo_and_one_prompt(ip2p_bundle):
         assert visible.abs().sum() > 0 and segmentation.abs().sum() == 0
 
 
+def test_ip2p_learns_from_what_our_stages_learn_from(tmp_path):
+    data = make_manifest_dataset(tmp_path / "set", pairs=8, infrared=1)
+    manifest = data / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"pairs"', '"crops"', 2))
+    first, last = stages_of(tmp_path)
+    first.write_text(CONFIG + "kinds: [pairs]\n")
+    last.write_text(CONFIG + "kinds: [pairs]\n")
+    pairs = training_pairs(data)
+    assert ip2p.training_examples(data, (first, last)) == pairs
+    last.write_text(CONFIG + "kinds: [pairs, crops]\n")
+    kinds = [example.kind for example in ip2p.training_examples(data, (first, last))]
+    assert 0 < kinds.count("crops") == len(kinds) - len(pairs)
+
+
 def test_ip2p_of_other_pairs_or_of_another_share_is_refused(ip2p_bundle, data, examples, bundle_folder):
     run = ip2p_bundle[0].parent
     options = {"configs": stages_of(run.parent)}

@@ -61,13 +61,19 @@ def train_ip2p(
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
-    examples = training_pairs(data)
+    examples = training_examples(data, configs)
     stages = _stages(output, configs, share)
     if any((folder / "result").is_dir() or latest_checkpoint(folder) for folder, _ in stages):
         check_training(output, examples, share, configs)
     for folder, config in stages:
         start = train_phase(config, examples, start, folder, cache=output / "cache", vlum=vlum, teacher=teacher)
     return start
+
+
+def training_examples(data: Path, configs: Sequence[Path] = CONFIGS) -> list[Example]:
+    """What any of our stages learns from, see `training_pairs`; each takes what its configuration says."""
+    stages = [load_config(config, PhaseConfig) for config in configs]
+    return [example for example in training_pairs(data, kinds=None) if any(stage.fits(example) for stage in stages)]
 
 
 def _folders(output: Path, configs: Sequence[Path]) -> list[Path]:

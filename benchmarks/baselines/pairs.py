@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +28,16 @@ class TrainingView:
             raise ValueError(f"crop must be at least 1 and at most resize ({self.resize}), got {self.crop}")
 
 
-def training_pairs(data: Path) -> list[Example]:
+def training_pairs(data: Path, kinds: Sequence[str] | None = ("pairs",)) -> list[Example]:
     """The train pairs of a dataset without the scenes that are held out for choices, every file checked.
+
+    Args:
+        kinds: of examples; None = all.
 
     Raises:
         DataError: no dataset, no such pairs, or files that cannot be read.
     """
-    training, _ = split_validation(read_examples(data, split="train", kinds=["pairs"]))
+    training, _ = split_validation(read_examples(data, split="train", kinds=kinds))
     check_examples(training)
     return training
 
