@@ -140,7 +140,7 @@ def _stages(
         Stage("phase 2, fresh views", 410, phase("phase2-fresh", vlum=vlum)),
         Stage("phase 2", 45, phase("phase2")),
         Stage("phase 2, real pictures", 9, phase("phase2-real")),
-        Stage("phase 2, the picture itself", 20, phase(GENERAL)),
+        Stage("phase 2, the picture itself", 45, phase(GENERAL)),
         *[Stage(f"phase 3, {style}", 4, phase(f"phase3-{style}")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(output / GENERAL / "result", output, hold_phases)),
     ]

@@ -10,8 +10,8 @@ _PHOTOS = (
     ("gradio", "media_assets/images/tower.jpg", "campus", "Tower"),
     ("gradio", "media_assets/images/lion.jpg", "nir", "Lion"),
     ("skimage", "data/rocket.jpg", "flir", "Rocket"),
-    ("skimage", "data/chelsea.png", "campus", "Cat"),
-    ("skimage", "data/coffee.png", "flir", "Coffee"),
+    ("skimage", "data/chelsea.png", "flir", "Cat"),
+    ("skimage", "data/coffee.png", "nir", "Coffee"),
     ("skimage", "data/astronaut.png", "nir", "Astronaut"),
 )
 
