@@ -65,7 +65,9 @@ class Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(arguments)
+    parser = build_parser("benchmarks/inference.py", __doc__)
+    parser.add_argument("--peer", choices=("literal", "none"), default="literal", help="what to compare with")
+    options = parser.parse_args(arguments)
     try:
         photos = [open_image(path) for path in options.photo] or [example_photo()]
         pipe = build_pipeline(options)
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             changes["resolution"] = options.resolution
         settings = pipe.default_settings.replace(**changes)
     except (CommandError, ImageError, ValueError) as error:
-        print(f"benchmarks/inference.py: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     report = compare(pipe, photos, settings, options.peer == "literal")
     report = {"bundle": options.random or options.bundle, **report}
@@ -84,11 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="benchmarks/inference.py", description=__doc__)
+def build_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """The arguments of what measures a photo's way through the pipeline."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
     add_model_arguments(parser)
     parser.add_argument("--random", choices=tuple(SHAPES), help="instead of --bundle: random weights of this shape")
-    parser.add_argument("--peer", choices=("literal", "none"), default="literal", help="what to compare with")
     parser.add_argument("--photo", nargs="*", type=Path, default=[], help="default: one made picture of 640 x 480")
     parser.add_argument("--steps", type=int, default=PRESETS["paper"]["steps"], help="default: the paper's 100")
     parser.add_argument("--resolution", type=int, help="default: the bundle's")

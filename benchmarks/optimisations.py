@@ -158,8 +158,7 @@ def measure(pipe: DiffV2IRPipeline, change: Callable, conditioning, settings: Ge
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    parser.prog, parser.description = "benchmarks/optimisations.py", __doc__
+    parser = build_parser("benchmarks/optimisations.py", __doc__)
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="of the table (default: all)")
     parser.add_argument("--backend", help="of torch.compile (default: its own)")
     parser.set_defaults(steps=30)
