@@ -38,7 +38,7 @@ def _range(metadata: Mapping[str, Any]) -> str:
     if "minimum" not in metadata:
         return ""
     low, high = metadata["minimum"], metadata["limit"]
-    return f" {low:g} or more." if high is None else f" {low:g} to {high:g}." if high < 1e6 else f" {low} to {high}."
+    return f" {low:g} or more." if high is None else f" {low:g} to {high:.10g}."
 
 
 def settings_from(options: argparse.Namespace, pipe: DiffV2IRPipeline) -> GenerationSettings:

@@ -71,9 +71,9 @@ def train_ip2p(
 
 
 def training_examples(data: Path, configs: Sequence[Path] = CONFIGS) -> list[Example]:
-    """What any of our stages learns from, see `training_pairs`; each takes what its configuration says."""
-    stages = [load_config(config, PhaseConfig) for config in configs]
-    return [example for example in training_pairs(data, kinds=None) if any(stage.fits(example) for stage in stages)]
+    """Of the kinds that any of our stages learns from, see `training_pairs`; each takes what its configuration says."""
+    kinds = [load_config(config, PhaseConfig).kinds for config in configs]
+    return training_pairs(data, None if None in kinds else sorted({kind for own in kinds for kind in own}))
 
 
 def _folders(output: Path, configs: Sequence[Path]) -> list[Path]:

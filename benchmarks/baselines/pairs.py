@@ -1,4 +1,4 @@
-"""The pairs that every method learns from, as the networks of the baselines see them."""
+"""What the methods learn from, and the pairs as the networks of the baselines see them."""
 
 from __future__ import annotations
 

@@ -371,11 +371,12 @@ def train_phase(
 
 
 def _weights_before(unet: nn.Module) -> dict[str, Tensor]:
-    """Copies of the weights whose line from before to after is that of what the UNet computes with.
+    """Copies of the trained weights whose line from before to after is that of what the UNet computes with.
 
     Of an adapter, B @ A, that is B alone, which is zero at first: A would bend the line.
     """
-    return {name: value.clone() for name, value in unet.state_dict().items() if "lora_A" not in name}
+    trained = ((name, weight) for name, weight in unet.named_parameters() if weight.requires_grad)
+    return {name: weight.detach().clone() for name, weight in trained if "lora_A" not in name}
 
 
 def _between(before: Mapping[str, Tensor], model: nn.Module, share: float) -> nn.Module:
