@@ -20,7 +20,7 @@ from diffv2ir.training.cache import ViewConfig, encode_mode
 from diffv2ir.training.diffusion import PromptEncoder
 from diffv2ir.training.fresh import FreshViews, expose
 from diffv2ir.training.images import resize_shorter
-from diffv2ir.training.loop import Draw, LoopConfig
+from diffv2ir.training.loop import Draw, LoopConfig, Sampler
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from diffv2ir.training.teacher import Member, Teacher, TeacherConfig, load_network, train_teacher
 
@@ -164,6 +164,47 @@ def test_latents_are_those_of_the_pictures_and_the_target_is_the_teachers(exampl
     assert set(make().batch(examples[:1], draws[:1])[0]) == {"visible", "segmentation", "infrared"}
 
 
+def test_the_teacher_sees_more_than_the_unet(examples, make, teacher_folder):
+    """Teacher and network see the same windows at the teacher's own size; latents have the size of the crop."""
+    small = replace(VIEW, resize=36, crop=32)
+    fresh = make(small, network=load_network())
+    assert fresh.teacher.side == 64
+    draws = draws_of(range(6), len(examples))
+    pictures, same = fresh.pictures(draws), make().pictures(draws)
+    assert pictures["segmentation"].shape == (6, 3, 32, 32)
+    # The windows of a view twice as large, but for what the canvases round.
+    assert pictures["visible"].shape == same["visible"].shape
+    assert float((pictures["visible"] - same["visible"]).abs().mean()) < 0.02
+    bands = [fresh.band(examples[draw.index], draw) for draw in draws]
+    target = fresh.teacher.pictures(pictures["visible"], bands)
+    halves = {"visible": pictures["visible"], "infrared": target.expand(-1, 3, -1, -1)}
+    batch = fresh.batch([examples[draw.index] for draw in draws], draws)
+    for role, images in halves.items():
+        shown = torch.nn.functional.interpolate(images, (32, 32), mode="bilinear", antialias=True)
+        latents = encode_mode(fresh.vae, 2 * shown - 1)
+        torch.testing.assert_close(torch.stack([views[role] for views in batch]), latents, atol=1e-4, rtol=1e-4)
+    assert batch[0]["seen"].shape == (320, 1, 1)
+
+
+@pytest.mark.parametrize("weights", [None, [4.0, 1.0, 2.0]])
+def test_a_view_is_used_about_as_often_as_asked(examples, make, monkeypatch, weights):
+    """And what is kept changes nothing: a training that goes on later makes the same views."""
+    few = examples[:3]
+    fresh = FreshViews(few, make().vae, VIEW, None, make().teacher, 0.5, weights, 0.5, uses=4)
+    made = []
+    make_views = FreshViews._made
+    monkeypatch.setattr(FreshViews, "_made", lambda self, *of: made.extend(of[1]) or make_views(self, *of))
+    sampler = Sampler(3, 0, weights)
+    batches = [sampler.draws(step, 8) for step in range(60)]
+    views = [fresh.batch([few[draw.index] for draw in draws], draws) for draws in batches]
+    assert 60 * 8 / 4 * 0.7 < len(made) < 60 * 8 / 4 * 1.3
+    later = FreshViews(few, fresh.vae, VIEW, None, fresh.teacher, 0.5, weights, 0.5, uses=4)
+    again = later.batch([few[draw.index] for draw in batches[-1]], batches[-1])
+    for one, other in zip(views[-1], again, strict=True):
+        for role, latent in one.items():
+            torch.testing.assert_close(other[role], latent, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_shares_of_mixed_views_and_of_other_bands(examples, make, share):
     draws = draws_of(range(200), len(examples))
@@ -221,5 +262,9 @@ def test_phase_2_with_fresh_views(examples, teacher_folder, bundle_folder, tmp_p
     assert DiffV2IRPipeline.from_pretrained(results[0]).styles == ["general"]
     with pytest.raises(ValueError, match="fresh_views needs teacher_share 1"):
         replace(config, teacher_share=0.5)
+    with pytest.raises(ValueError, match="view_uses must be at least 1"):
+        replace(config, view_uses=0)
+    with pytest.raises(ValueError, match="is for fresh_views"):
+        replace(config, fresh_views=False, view_uses=2)
     with pytest.raises(ValueError, match="multiple of the autoencoder's"):
         train_phase(replace(config, view=ViewConfig(resize=36, crop=31)), examples, start, tmp_path / "odd", **options)

@@ -45,7 +45,7 @@ _FLAT = 2.5e-4
 _VIEW, _CROP, _MIX, _BAND, _PASTE = range(5)
 
 # For how many pixels a side the network's last map has one place.
-_MAP_STRIDE = 32
+MAP_STRIDE = 32
 
 # Roles that are not encoded.
 _PIXELS = ("photo", "picture")
@@ -552,9 +552,9 @@ def _part(values: Tensor, top: int, left: int, side: int) -> Tensor:
 
 def _crop_map(values: Tensor, top: int, left: int, side: int) -> Tensor:
     """The part (C, n, n) of a map (C, h, w) of a picture that shows one of its squares."""
-    count = max(1, side // _MAP_STRIDE)
+    count = max(1, side // MAP_STRIDE)
     pixels = (torch.arange(count) + 0.5) * side / count
-    height, width = (_MAP_STRIDE * places for places in values.shape[1:])
+    height, width = (MAP_STRIDE * places for places in values.shape[1:])
     x, y = (left + pixels) / width * 2 - 1, (top + pixels) / height * 2 - 1
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     return F.grid_sample(values[None], grid[None], padding_mode="border", align_corners=False)[0]

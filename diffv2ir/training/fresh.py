@@ -1,8 +1,9 @@
-"""Views that are made when they are asked for, a batch at a time and on the device, so that no two are the same.
+"""Views that are made when they are asked for, a batch at a time and on the device, so that hardly two are the same.
 
 What a teacher sees is learnt as a function, and not photo by photo, where it is asked about ever other pictures (Beyer
 et al. 2022). Views that are kept on disk (`LatentCache`) are a few thousand, and a small UNet learns them by heart.
-These are cut, exposed, mixed, shown to the teacher and encoded as those are, in torch instead of Pillow.
+These are cut, exposed, mixed, shown to the teacher and encoded as those are, in torch instead of Pillow. The teacher
+sees each at the size that it was trained at, which tells it more than the crop that the UNet is shown.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from diffv2ir.edges import gray_levels
 from diffv2ir.efficientnet import EfficientNetLite0
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import latent_stride
-from diffv2ir.training.cache import ViewConfig, encode_mode
+from diffv2ir.training.cache import MAP_STRIDE, ViewConfig, encode_mode
 from diffv2ir.training.images import resize_shorter
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.training.teacher import Teacher
 from diffv2ir.vlum.prompt import known_band
 
 # What random numbers are drawn for.
-_VIEW, _BAND = 11, 12
+_VIEW, _BAND, _CHANGE = 11, 12, 13
 # How many numbers a view of one photo needs, and mixing two.
 _OF_PHOTO, _OF_MIX = 7, 8
 
@@ -48,17 +49,21 @@ class _Canvases:
 
 
 class FreshViews:
-    """What `LatentCache` has of the draws of a training, made anew for each; the target is always the teacher's.
+    """What `LatentCache` has of the draws of a training, always new; the target is always the teacher's.
 
-    All photos and maps stay in memory, at about the size of the views, each as a square: 0.33 MB an example of
-    4 : 3 with views of 144 to 216 pixels.
+    All photos and maps stay in memory, at about the size of the views, each as a square: 0.9 MB an example of 4 : 3
+    with views of 256 to 320 pixels.
 
     Args:
         examples: those of the training, by the draws' index.
+        view: `crop` is what the UNet is shown. Teacher and network see the same window at the teacher's own size, if
+            that is larger.
         map_path: the segmentation map of an example; None = latents without "segmentation".
         teacher, network, vae: on the device.
         mix: share of the views that are made of two photos. weights: how often each example is the other one.
         other_band: share of the views that ask for another band than the camera's.
+        uses: in how many draws of its example a view is used, on average. A view takes the time of several steps of a
+            small UNet on it. 1 = each draw has its own.
 
     Raises:
         ValueError: the crop is not a whole number of latents.
@@ -75,6 +80,7 @@ class FreshViews:
         weights: Sequence[float] | None = None,
         other_band: float = 0.0,
         network: EfficientNetLite0 | None = None,
+        uses: int = 1,
     ):
         stride = latent_stride(vae)
         if view.crop % stride:
@@ -82,9 +88,14 @@ class FreshViews:
         self.vae, self.view, self.teacher, self.network = vae, view, teacher, network
         self.mix, self.other_band = mix, other_band
         self.device = next(vae.parameters()).device
-        self._cumulative = torch.tensor(weights or [1.0] * len(examples), dtype=torch.float64).cumsum(0)
+        weights = torch.tensor(weights or [1.0] * len(examples), dtype=torch.float64)
+        self._cumulative = weights.cumsum(0)
+        # For how many epochs a view of each example is used, and the one that each has now, by its number.
+        self._epochs = None if uses == 1 else (uses * weights.mean() / weights).tolist()
+        self._kept: dict[int, tuple[int, dict[str, Tensor]]] = {}
+        self._seen = max(view.crop, teacher.side)
         # Halfway between the smallest and the largest view.
-        side = round(view.resize * view.zoom**0.5)
+        side = round(view.resize * view.zoom**0.5 * self._seen / view.crop)
         self._photos = self._load([example.visible for example in examples], side, Image.Resampling.BICUBIC)
         self._maps = None
         if map_path is not None:
@@ -99,24 +110,41 @@ class FreshViews:
             return own
         return others[int(which * len(others))]
 
-    @torch.no_grad()
     def batch(self, examples: Sequence[Example], draws: Sequence[Draw]) -> list[dict[str, Tensor]]:
         """Latents of the draws' views, and "seen" where there is a network, as `LatentCache.batch`."""
+        wanted = [(draw.index, self._number(draw)) for draw in draws]
+        known = {(index, self._kept[index][0]): self._kept[index][1] for index, _ in wanted if index in self._kept}
+        new = {key: place for place, key in enumerate(wanted) if key not in known}
+        if new:
+            places = list(new.values())
+            known |= zip(new, self._made([examples[p] for p in places], [draws[p] for p in places]), strict=True)
+        if self._epochs is not None:
+            self._kept |= {index: (number, known[index, number]) for index, number in wanted}
+        return [dict(known[key]) for key in wanted]
+
+    @torch.no_grad()
+    def _made(self, examples: Sequence[Example], draws: Sequence[Draw]) -> list[dict[str, Tensor]]:
         pictures = self.pictures(draws)
-        photos = pictures["visible"]
+        photos = pictures["visible"].contiguous(memory_format=torch.channels_last)
         bands = [self.band(example, draw) for example, draw in zip(examples, draws, strict=True)]
         pictures["infrared"] = self.teacher.pictures(photos, bands)
         parameter = next(self.vae.parameters())
         encoded = {}
         for role, values in pictures.items():
-            images = (2 * values.expand(-1, 3, -1, -1) - 1).to(parameter.dtype, memory_format=torch.channels_last)
+            shown = _shrunk(values, self.view.crop).expand(-1, 3, -1, -1)
+            images = (2 * shown - 1).to(parameter.dtype, memory_format=torch.channels_last)
             encoded[role] = encode_mode(self.vae, images).float()
         if self.network is not None:
-            encoded["seen"] = self.network.maps((photos * 255 - 127) / 128)[-1]
-        return [{role: values[place] for role, values in encoded.items()} for place in range(len(draws))]
+            seen = self.network.maps((photos * 255 - 127) / 128)[-1].float()
+            encoded["seen"] = F.adaptive_avg_pool2d(seen, max(1, self.view.crop // MAP_STRIDE))
+        return [{role: values[place].clone() for role, values in encoded.items()} for place in range(len(draws))]
 
     def pictures(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
-        """The draws' views before they are encoded, "visible" and "segmentation": (N, 3, crop, crop) in [0, 1]."""
+        """The draws' views before they are encoded, in [0, 1].
+
+        "visible" is (N, 3, side, side), of which `side` is the teacher's or, if that is larger, the crop's;
+        "segmentation" is (N, 3, crop, crop).
+        """
         numbers = np.array([self._random(draw, _VIEW, 2 * _OF_PHOTO + _OF_MIX) for draw in draws])
         own, other, mixing = np.split(numbers, [_OF_PHOTO, 2 * _OF_PHOTO], axis=1)
         places = np.array([draw.index for draw in draws])
@@ -134,25 +162,24 @@ class FreshViews:
         sizes = self._photos.sizes[places]  # [N, 2]
         window = view.crop / (view.resize * (1 + (view.zoom - 1) * zoom)) * sizes.min(dim=1).values
         start = torch.stack([top, left], dim=1) * (sizes - window[:, None])  # [N, 2]
-        steps = (torch.arange(view.crop) + 0.5) / view.crop  # [crop]
-        mirrored = torch.where((view.flip & (flip < 0.5))[:, None], 1 - steps, steps)  # [N, crop]
-        side = self._photos.pictures.shape[-1]
-        y = (start[:, :1] + window[:, None] * steps) / side * 2 - 1
-        x = (start[:, 1:] + window[:, None] * mirrored) / side * 2 - 1
-        grid = torch.stack([x[:, None, :].expand(-1, view.crop, -1), y[:, :, None].expand(-1, -1, view.crop)], dim=-1)
-        grid = grid.to(self.device)
 
-        def sample(canvases: _Canvases, mode: str) -> Tensor:
+        def sample(canvases: _Canvases, size: int, mode: str) -> Tensor:
+            steps = (torch.arange(size) + 0.5) / size  # [size]
+            mirrored = torch.where((view.flip & (flip < 0.5))[:, None], 1 - steps, steps)  # [N, size]
+            side = canvases.pictures.shape[-1]
+            y = (start[:, :1] + window[:, None] * steps) / side * 2 - 1
+            x = (start[:, 1:] + window[:, None] * mirrored) / side * 2 - 1
+            grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
             whole = canvases.pictures[torch.from_numpy(places).to(self.device)].float() / 255
-            return F.grid_sample(whole, grid, mode=mode, padding_mode="border", align_corners=False)
+            return F.grid_sample(whole, grid.to(self.device), mode, "border", align_corners=False)
 
-        photos = sample(self._photos, "bilinear")
+        photos = sample(self._photos, self._seen, "bilinear")
         views = {"visible": photos}
         if view.jitter:
             factors = ((2 * torch.stack(exposure) - 1) * view.jitter).exp()
             views["visible"] = expose(photos, *factors.to(self.device)[:, :, None, None, None])
         if self._maps is not None:
-            views["segmentation"] = sample(self._maps, "nearest")
+            views["segmentation"] = sample(self._maps, view.crop, "nearest")
         return views
 
     def _mixed(
@@ -160,25 +187,36 @@ class FreshViews:
     ) -> dict[str, Tensor]:
         """The views, of which those at the places `mixed` have a part of another: as `Mixer.mix`."""
         pasted, weight, *box = torch.from_numpy(numbers[mixed, 2:]).float().to(self.device).T  # [M] each
-        steps = (torch.arange(self.view.crop, device=self.device) + 0.5) / self.view.crop
 
-        def within(one: Tensor, other: Tensor) -> Tensor:
-            low, high = torch.minimum(one, other)[:, None], torch.maximum(one, other)[:, None]
-            return (steps >= low) & (steps < high)  # [M, crop]
+        def rectangles(size: int) -> Tensor:
+            steps = (torch.arange(size, device=self.device) + 0.5) / size
 
-        rectangle = (within(box[2], box[3])[:, :, None] & within(box[0], box[1])[:, None, :])[:, None].float()
+            def within(one: Tensor, other: Tensor) -> Tensor:
+                low, high = torch.minimum(one, other)[:, None], torch.maximum(one, other)[:, None]
+                return (steps >= low) & (steps < high)  # [M, size]
+
+            return (within(box[2], box[3])[:, :, None] & within(box[0], box[1])[:, None, :])[:, None].float()
+
         paste = (pasted < 0.5)[:, None, None, None]
         weight = weight[:, None, None, None]
         result = dict(views)
         for role, values in views.items():
             # A map has the colours of its regions and none between them.
-            share = torch.where(paste, rectangle, weight if role == "visible" else (weight > 0.5).float())
+            share = torch.where(
+                paste, rectangles(values.shape[-1]), weight if role == "visible" else (weight > 0.5).float()
+            )
             result[role] = values.clone()
             result[role][mixed] = values[mixed] + share * (others[role] - values[mixed])
         return result
 
+    def _number(self, draw: Draw) -> int:
+        """Which of its example's views the draw has. Not all change in the same epoch."""
+        if self._epochs is None:
+            return draw.position
+        return int(draw.epoch / self._epochs[draw.index] + mix_seed(draw.seed, draw.index, _CHANGE) / 2**63)
+
     def _random(self, draw: Draw, purpose: int, count: int) -> list[float]:
-        generator = torch.Generator().manual_seed(mix_seed(draw.seed, draw.position, purpose))
+        generator = torch.Generator().manual_seed(mix_seed(draw.seed, draw.index, self._number(draw), purpose))
         return torch.rand(count, generator=generator).tolist()
 
     def _load(self, paths: Sequence[Path], shorter: int, resampling: Image.Resampling) -> _Canvases:
@@ -198,6 +236,12 @@ class FreshViews:
             for picture in pictures
         ]
         return _Canvases(torch.from_numpy(np.stack(squares)).to(self.device), sizes)
+
+
+def _shrunk(values: Tensor, side: int) -> Tensor:
+    if values.shape[-1] == side:
+        return values
+    return F.interpolate(values, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def expose(photos: Tensor, gamma: Tensor, contrast: Tensor, colour: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ class PhaseConfig:
         fresh_views: phases 2 and 3: each draw has a view of its own (`FreshViews`), in place of one of `view.variants`
             that are made before. All photos stay in memory, and the target is the teacher's picture alone. Of `view`,
             `variants` and `edge_radius` have no part in it.
+        view_uses: in how many draws a fresh view is used, on average; 1 = in one.
         picture: phases 2 and 3: what is learnt at the last timestep of the picture itself, see `PictureConfig`; with
             `cut_mix` and a teacher, but not with pictures that no camera took. None = latents alone.
         start_share: phases 2 and 3: share of the weights that it starts with in those that it ends with (Wortsman et
@@ -156,6 +157,7 @@ class PhaseConfig:
     teacher_mix: float = 0.0
     cut_mix: float = 0.0
     fresh_views: bool = False
+    view_uses: int = 1
     picture: PictureConfig | None = None
     start_share: float = 0.0
     seeing: float = 0.0
@@ -181,6 +183,8 @@ class PhaseConfig:
             raise ValueError("fresh_views needs teacher_share 1: what a camera saw is not made anew")
         if self.fresh_views and self.cut_mix:
             raise ValueError("cut_mix is for views that are kept: fresh_views has teacher_mix")
+        if self.view_uses < 1 or (self.view_uses > 1 and not self.fresh_views):
+            raise ValueError(f"view_uses must be at least 1, and is for fresh_views, got {self.view_uses}")
         if self.picture and self.phase not in ("2", "3"):
             raise ValueError("picture is for phases 2 and 3: the others have no pairs of photo and infrared")
         if self.picture and (self.fresh_views or self.teacher_mix or self.other_band):
@@ -514,6 +518,7 @@ def _fill_caches(
         return FreshViews(
             examples, parts.vae, config.view, maps and maps.path, Teacher(teacher).to(device), config.teacher_mix,
             config.weights(examples), config.other_band, network and copy.deepcopy(network).to(device),
+            config.view_uses,
         ), captions  # fmt: skip
     taught = None
     if config.teacher_share:

@@ -330,6 +330,9 @@ def _member_files(folder: Path) -> list[Path]:
 class Teacher:
     """The finished teacher of a folder that `train_teacher` wrote: any number of photos, when they are needed.
 
+    Attributes:
+        side: the shorter side of the photos that it was trained on, to which it resizes every photo.
+
     Raises:
         TrainingError: the folder holds no finished teacher.
     """
@@ -338,11 +341,11 @@ class Teacher:
         files = _member_files(folder)
         self.hash, self.bands = teacher_hash(folder), _bands_of(files[0])
         self._members = [_load_member(path) for path in files]
-        self._side = int(_header(files[0])[_SIDE])
+        self.side = int(_header(files[0])[_SIDE])
 
     def picture(self, photo: Image.Image, band: str) -> Image.Image:
         """What `predict` gives for an RGB photo in one band, without its mirror image."""
-        return predict(self._members, photo, self._side, [band], mirror=False)[0]
+        return predict(self._members, photo, self.side, [band], mirror=False)[0]
 
     def to(self, device: torch.device) -> Teacher:
         """Move the members; returns the teacher."""
@@ -356,9 +359,11 @@ class Teacher:
 
         Sides are multiples of half of `STRIDE`.
         """
-        scale = self._side / min(photos.shape[-2:])
+        scale = self.side / min(photos.shape[-2:])
         size = [round(scale * length) for length in photos.shape[-2:]]
-        small = F.interpolate(photos, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        small = photos
+        if list(photos.shape[-2:]) != size:
+            small = F.interpolate(photos, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         pixels = ((small * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
         channels = torch.tensor([self.bands.index(band) for band in bands], device=photos.device)
         places = torch.arange(len(photos), device=photos.device)
