@@ -1,8 +1,8 @@
 """Train or load the baselines, score them and ours on the same scenes, and write one table and one sheet.
 
 `python -m benchmarks.compare --data DATASET --run DIR --minutes 30 --start PHASE1` trains what `DIR/trainings/METHOD`
-lacks (regression and pix2pix for 30 minutes each; ip2p, from our phase 1, without our stage on crops, for the steps of
-`phase2.yaml`, or `--share` of them, and then for those of `phase2-real.yaml` and `phase2-picture.yaml`) and writes
+lacks (regression and pix2pix for 30 minutes each; ip2p, from our phase 1, for the steps of `phase2.yaml`, or `--share`
+of them, and then for those of `phase2-picture.yaml`) and writes
 
 - `DIR/METHOD/ID.png`: every method's pictures, by the protocol of `python -m diffv2ir evaluate`;
 - `DIR/table.md`, `DIR/table.csv`, `DIR/scores.json`: per camera and overall, with 95 % bootstrap intervals; the last

@@ -23,6 +23,8 @@ from diffv2ir.data import read_examples
 from diffv2ir.efficientnet import has_frechet_weights
 from diffv2ir.evaluate import OVERALL, Score
 from diffv2ir.metrics import psnr, ssim
+from diffv2ir.training.config import load_config
+from diffv2ir.training.phases import PhaseConfig
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +156,8 @@ def test_a_training_that_is_not_the_one_asked_for_is_refused(compared, data, bun
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "pix2pix was trained for 1e-05 minutes, not for 30 minutes" in refused("pix2pix", "--minutes", "30")
-    assert "phase2 was trained for 5 steps, and a share of 0.5 is 2000" in refused("ip2p", "--share", "0.5")
+    half = load_config(ip2p.CONFIGS[0], PhaseConfig).loop.steps // 2
+    assert f"phase2 was trained for 5 steps, and a share of 0.5 is {half}" in refused("ip2p", "--share", "0.5")
     other = shutil.copytree(data, tmp_path / "other")
     picture = other / "images" / "0.png"
     Image.eval(Image.open(picture), lambda level: 255 - level).save(picture)

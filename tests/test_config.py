@@ -50,8 +50,6 @@ def test_tiny_has_a_configuration_for_every_stage():
         "base",
         "phase1",
         "phase2",
-        "phase2-fresh",
-        "phase2-real",
         "phase2-picture",
         *(f"phase3-{style}" for style in STYLES),
     }

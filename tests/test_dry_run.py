@@ -16,6 +16,7 @@ from transformers import CLIPTextModel
 from diffv2ir.data import read_examples
 from diffv2ir.training.cache import ViewConfig
 from diffv2ir.training.dry_run import count_parameters, count_trainable, device_memory, dry_run
+from diffv2ir.training.fresh import TaughtConfig
 from diffv2ir.training.loop import LoopConfig
 from diffv2ir.training.phases import LoraSettings, PhaseConfig, prepare_unet, train_phase
 from train import launch
@@ -92,8 +93,8 @@ def test_text_names_batch_epochs_and_sizes(start, bundle_folder, data):
 
 
 def test_fresh_views_take_no_disk(start, bundle_folder, data):
-    kept = replace(PHASES["2"], teacher_share=1.0, view=ViewConfig(variants=10**6))
-    texts = [str(dry_run(replace(kept, fresh_views=fresh), data, start, bundle_folder)) for fresh in (False, True)]
+    kept = replace(PHASES["2"], view=ViewConfig(variants=10**6))
+    texts = [str(dry_run(replace(kept, taught=fresh), data, start, bundle_folder)) for fresh in (None, TaughtConfig())]
     assert ["latents at most 0.00 GB" in text for text in texts] == [False, True]
 
 
@@ -249,10 +250,9 @@ def test_what_is_missing_is_listed(start, bundle_folder, data, tmp_path):
 
 
 def test_teacher_that_is_not_there_is_missing(start, bundle_folder, data, tmp_path):
-    taught = replace(PHASES["2"], teacher_share=0.5)
-    (problem,) = dry_run(taught, data, start, bundle_folder, tmp_path / "nowhere").missing
-    assert "python -m train.teacher" in problem and "nowhere has no pictures/" in problem
-    (tmp_path / "pictures").mkdir()
+    taught = replace(PHASES["2"], taught=TaughtConfig())
+    (problem,) = dry_run(taught, data, start, bundle_folder).missing
+    assert "python -m train.teacher" in problem and "none was given" in problem
     (problem,) = dry_run(taught, data, start, bundle_folder, tmp_path).missing
     assert "holds no finished teacher" in problem
     (tmp_path / "member0").mkdir()

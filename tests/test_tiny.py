@@ -37,17 +37,9 @@ CONFIGS = {
         **PHASE,
     },
     "phase1": {"phase": "1", "lora": LORA, **PHASE},
-    "phase2-fresh": {
-        "phase": "2", "map_style": "union", "own_captions": True, "teacher_share": 1.0, "teacher_mix": 0.5,
-        "fresh_views": True, **PHASE,
-    },
     "phase2": {
-        "phase": "2", "map_style": "union", "own_captions": True, "teacher_share": 0.5, "teacher_mix": 0.5, **PHASE,
-        "view": {**PHASE["view"], "edge_radius": 2},
-    },
-    "phase2-real": {
-        "phase": "2", "map_style": "union", "own_captions": True, "cut_mix": 0.5, **PHASE,
-        "loop": {**PHASE["loop"], "mixed_precision": "bf16"},
+        "phase": "2", "map_style": "union", "own_captions": True,
+        "taught": {"mix": 0.5, "uses": 2}, **PHASE, "loop": {**PHASE["loop"], "mixed_precision": "bf16"},
     },
     "phase2-picture": {
         "phase": "2", "map_style": "union", "own_captions": True, "cut_mix": 0.5, "start_share": 0.5,
@@ -89,10 +81,10 @@ def test_the_chain_ends_in_a_bundle_and_goes_on_where_it_stopped(tmp_path, photo
     run = loop_module.Loop.run
     monkeypatch.setattr(loop_module.Loop, "run", lambda self: trained.append(self.name) or run(self))
     bundle = tiny.train_tiny(*arguments)
-    assert trained == ["phase 2", "phase 2", "phase 2", "phase 2", *(f"phase 3 ({style})" for style in tiny.STYLES)]
+    assert trained == ["phase 2", "phase 2", *(f"phase 3 ({style})" for style in tiny.STYLES)]
     stages = [record.message for record in caplog.records if record.message.startswith("stage ")]
-    assert re.fullmatch(r"stage 1 of 16: segmenter \(about \d+ min; about \d+ min left in all\)", stages[0])
-    assert stages[-1].startswith("stage 16 of 16: packing") and "min left in all" in stages[-1]
+    assert re.fullmatch(r"stage 1 of 14: segmenter \(about \d+ min; about \d+ min left in all\)", stages[0])
+    assert stages[-1].startswith("stage 14 of 14: packing") and "min left in all" in stages[-1]
 
     trained.clear()
     assert tiny.train_tiny(*arguments) == bundle and not trained

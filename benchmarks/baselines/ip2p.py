@@ -3,9 +3,9 @@
 `python -m benchmarks.baselines.ip2p --data DATASET --start runs/tiny/phase1/result --vlum runs/tiny/vlum
 --teacher runs/tiny/teacher --run RUN`
 
-Our phase 2 on whole photos, that on real pictures and that of the picture itself with their configurations, but for the
-prompt, which is always "turn the visible image into infrared", and the map, which is always null. The result is a
-bundle; `translate` gives it the same conditions in use.
+The two stages of our phase 2 with their configurations, but for the prompt, which is always "turn the visible image
+into infrared", and the map, which is always null. The result is a bundle; `translate` gives it the same conditions in
+use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT = "turn the visible image into infrared"
 _TINY = Path(__file__).parents[2] / "train" / "configs" / "tiny"
-CONFIGS = tuple(_TINY / f"{stage}.yaml" for stage in ("phase2", "phase2-real", "phase2-picture"))
+CONFIGS = tuple(_TINY / f"{stage}.yaml" for stage in ("phase2", "phase2-picture"))
 
 
 def train_ip2p(
@@ -142,7 +142,7 @@ def without_conditions(config: PhaseConfig, share: float = 1.0) -> PhaseConfig:
     """A configuration of ours with the fixed prompt, without maps, and with part of its steps and views."""
     part = shrunk(config, share)
     loop = dataclasses.replace(part.loop, warmup_steps=config.loop.warmup_steps)
-    return dataclasses.replace(part, loop=loop, fixed_prompt=PROMPT, without_map=True, other_band=0.0)
+    return dataclasses.replace(part.with_fixed_prompt(PROMPT), loop=loop, without_map=True)
 
 
 def translate(

@@ -1,7 +1,7 @@
 """Captions, segmentation maps and latents, made once per image and kept on disk, keyed by content.
 
-A latent key holds the hashes of the images (a teacher's too), of the autoencoder's weights and of the crop: changing
-any of them makes a new entry, and nothing stale is ever read. Each example has `variants` different views (resize to
+A latent key holds the hashes of the images, of the autoencoder's weights and of the crop: changing any of them makes a
+new entry, and nothing stale is ever read. Each example has `variants` different views (resize to
 286, flip; the same for visible, infrared and map, as in the paper); epoch e of a training uses a random 256 crop, cut
 from the latents, of view e mod `variants`. Few pairs are stretched further by zooming in, and by other exposures of
 the visible photo.
@@ -12,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -27,14 +26,13 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import Example
 from diffv2ir.edges import brightness, follow_edges
-from diffv2ir.efficientnet import EfficientNetLite0, network_pixels
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels, open_image, to_tensor
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.images import expose_differently, random_integer, resize_shorter, to_bytes
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
-from diffv2ir.vlum.prompt import BANDS, known_band
+from diffv2ir.vlum.prompt import known_band
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +40,10 @@ logger = logging.getLogger(__name__)
 _FLAT = 2.5e-4
 
 # What random numbers are drawn for.
-_VIEW, _CROP, _MIX, _BAND, _PASTE = range(5)
-
-# For how many pixels a side the network's last map has one place.
-MAP_STRIDE = 32
+_VIEW, _CROP, _PASTE = range(3)
 
 # Roles that are not encoded.
 _PIXELS = ("photo", "picture")
-
-# Where a teacher's run holds its pictures.
-PICTURES = "pictures"
 
 
 @dataclass(frozen=True)
@@ -206,34 +198,6 @@ class MapCache:
             write_file_atomically(self.path(example), drawn.save)
 
 
-class PictureFolder:
-    """Pictures that a teacher predicted for photos, by band: gray PNG files, each of its photo's size."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def path(self, example: Example, band: str) -> Path:
-        """Where the picture of an example lies, or will lie."""
-        key = file_hash(example.visible)[:32]
-        return self.folder / band / key[:2] / f"{key}.png"
-
-
-@dataclass(frozen=True)
-class Taught:
-    """A teacher's part in the targets.
-
-    Attributes:
-        pictures: what it sees in the photos. share: weight of its picture beside the real one, in (0, 1].
-        bands: those it knows. other_band: share of the views whose target is its picture of another band than the
-            camera's, without the real one.
-    """
-
-    pictures: PictureFolder
-    share: float
-    bands: tuple[str, ...] = BANDS[:1]
-    other_band: float = 0.0
-
-
 class Views:
     """The views of examples: a function of seed, an example's pictures and the number of the view."""
 
@@ -278,63 +242,6 @@ class Views:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
-class Mixer:
-    """Views that are made of two photos, and what a teacher sees in them (Zhang et al. 2018, Yun et al. 2019).
-
-    A teacher can be asked about any photo. Blends of two show a network far more than the photos that there are, and
-    what it learns of them is the teacher's function, not its answers to these photos (Beyer et al. 2022).
-
-    Args:
-        picture: the teacher, RGB photo and band -> gray picture. key: what its answers depend on.
-        share: of the views that are mixed. partners: the other photo is one of theirs.
-        weights: how often each of them is; None = all alike.
-    """
-
-    def __init__(
-        self,
-        picture: Callable[[Image.Image, str], Image.Image],
-        key,
-        share: float,
-        partners: Sequence[Example],
-        weights: Sequence[float] | None = None,
-    ):
-        self.picture, self.share, self.partners = picture, share, partners
-        self._cumulative = torch.tensor(weights or [1.0] * len(partners), dtype=torch.float64).cumsum(0)
-        hashes = [file_hash(partner.visible) for partner in partners]
-        self.key = _key("by cumulative weight", key, share, hashes, self._cumulative.tolist())
-
-    def partner(self, generator: torch.Generator) -> Example | None:
-        """The other example, or None where the view stays as it is."""
-        if float(torch.rand((), generator=generator)) >= self.share:
-            return None
-        return self.partners[_by_weight(self._cumulative, torch.rand((), generator=generator, dtype=torch.float64))]
-
-    def mix(
-        self, views: dict[str, Image.Image], others: dict[str, Image.Image], band: str, generator: torch.Generator
-    ) -> dict[str, Image.Image]:
-        """Views of one example with a part of another's; "infrared" is what the teacher sees in the mixed photo.
-
-        One half has a rectangle of the other, photo and map. The other half is a mean of both photos, with the map of
-        the one that shows more.
-        """
-        size = views["visible"].size
-        others = {role: ImageOps.fit(view, size, _resampling(role)) for role, view in others.items()}
-        roles = [role for role in views if role != "infrared"]
-        pasted, weight, *box = torch.rand(6, generator=generator).tolist()
-        mixed = dict(views)
-        if pasted < 0.5:
-            left, right = _span(size[0], box[:2])
-            top, bottom = _span(size[1], box[2:])
-            for role in roles:
-                mixed[role] = views[role].copy()
-                mixed[role].paste(others[role].crop((left, top, right, bottom)), (left, top))
-        else:
-            mixed["visible"] = Image.blend(views["visible"], others["visible"], weight)
-            mixed |= {role: others[role] for role in roles if role != "visible" and weight > 0.5}
-        mixed["infrared"] = self.picture(mixed["visible"], band).convert("RGB")
-        return mixed
-
-
 def _resampling(role: str) -> Image.Resampling:
     # As the pipeline does it: no colour between those of two regions.
     return Image.Resampling.NEAREST if role == "segmentation" else Image.Resampling.BICUBIC
@@ -343,11 +250,8 @@ def _resampling(role: str) -> Image.Resampling:
 class LatentCache:
     """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled.
 
-    With a teacher, the infrared picture is a mean of the real one and the teacher's, or, in some views, the teacher's
-    of another band. With a mixer, some views are made of two photos. With a network, "seen" is what it sees in the
-    photo: the last of `EfficientNetLite0.maps`, for a crop (320, crop / 32, crop / 32). With `pixels`, "photo" and
-    "picture" are the views of the photo and of what its camera saw, float32 (3 and 1, crop, crop) in [0, 1]; not with a
-    mixer.
+    With `pixels`, "photo" and "picture" are the views of the photo and of what its camera saw, float32 (3 and 1, crop,
+    crop) in [0, 1].
 
     Raises:
         ValueError: the crop is not a whole number of latents.
@@ -360,9 +264,6 @@ class LatentCache:
         view: ViewConfig,
         maps: MapCache | None,
         seed: int = 0,
-        teacher: Taught | None = None,
-        mixer: Mixer | None = None,
-        network: EfficientNetLite0 | None = None,
         pixels: bool = False,
     ):
         self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
@@ -372,7 +273,6 @@ class LatentCache:
         if view.crop % self._stride:
             raise ValueError(f"crop must be a multiple of the autoencoder's {self._stride} pixels, got {view.crop}")
         self._cutter = Views(view, seed, self._stride)
-        self._teacher, self._mixer, self._network = teacher, mixer, network
 
     def roles(self, example: Example) -> dict[str, Path]:
         """The images of an example that are encoded."""
@@ -386,40 +286,12 @@ class LatentCache:
         return [self.load(example, draw.epoch) for example, draw in zip(examples, draws, strict=True)]
 
     def band(self, example: Example, draw: Draw) -> str:
-        """The band of the infrared picture in the view that belongs to a draw: the camera's, or another."""
-        return self.band_of_view(example, draw.epoch)
-
-    def band_of_view(self, example: Example, epoch: int) -> str:
-        """The band of the infrared picture in the view that belongs to `epoch`."""
-        own = known_band(example.band)
-        if not self._teacher or not self._teacher.other_band:  # asked at every draw: nothing to draw for
-            return own
-        others = [band for band in self._teacher.bands if band != own]
-        generator = self._cutter.generator(example, epoch % self.view.variants, _BAND)
-        if not others or float(torch.rand((), generator=generator)) >= self._teacher.other_band:
-            return own
-        return others[random_integer(len(others) - 1, generator)]
+        """The band of the infrared picture in the view that belongs to a draw: the camera's."""
+        return known_band(example.band)
 
     def _cut(self, example: Example, variant: int) -> dict[str, Image.Image]:
-        band = self.band_of_view(example, variant)
-        if self._mixer is not None:
-            generator = self._cutter.generator(example, variant, _MIX)
-            if (partner := self._mixer.partner(generator)) is not None:
-                # Without infrared pictures: that of a mixed view is the teacher's.
-                views, others = (
-                    self._cutter.cut({r: p for r, p in self.roles(one).items() if r != "infrared"}, one, variant)
-                    for one in (example, partner)
-                )
-                return self._mixer.mix(views, others, band, generator)
-        taken = {"picture": example.infrared} if self.pixels else {}  # not `follow_edges`, nor the teacher's
-        views = self._cutter.cut(self.roles(example) | taken, example, variant)
-        if self._teacher is not None:
-            # Cut like the others. It has the photo's edges already.
-            share = self._teacher.share if band == known_band(example.band) else 1.0
-            picture = self._teacher.pictures.path(example, band)
-            taught = self._cutter.cut({"teacher": picture}, example, variant)["teacher"]
-            views["infrared"] = Image.blend(views["infrared"], taught, share)
-        return views
+        taken = {"picture": example.infrared} if self.pixels else {}  # without `follow_edges`
+        return self._cutter.cut(self.roles(example) | taken, example, variant)
 
     def fill(self, examples: Sequence[Example], batch_size: int = 8, share: Share = Share()) -> None:
         """Encode every view that is not there yet; the maps have to be."""
@@ -437,14 +309,11 @@ class LatentCache:
         stored = load_file(self._path(example, epoch % self.view.variants))
         side, stride = self.view.crop // self._stride, self._stride
         pixels = {role: stored.pop(role) for role in _PIXELS if role in stored}
-        seen = stored.pop("seen", None)
         height, width = next(iter(stored.values())).shape[1:]
         top, left = self._cutter.place(example, epoch, (height - side, width - side))
         crops = {role: _part(value, top, left, side).float() for role, value in stored.items()}
         for role, value in pixels.items():
             crops[role] = _part(value, top * stride, left * stride, side * stride).float() / 255
-        if seen is not None:
-            crops["seen"] = _crop_map(seen.float(), top * self._stride, left * self._stride, self.view.crop)
         return crops
 
     @torch.no_grad()
@@ -454,8 +323,6 @@ class LatentCache:
         entries: list[dict[str, Tensor]] = [{} for _ in batch]
         for number, (example, variant) in enumerate(batch):
             cut = self._cut(example, variant)
-            if self._network is not None:
-                entries[number]["seen"] = self._network.maps(network_pixels(cut["visible"])[None])[-1][0].half()
             if self.pixels:
                 entries[number] |= {"photo": to_bytes(cut["visible"]), "picture": to_bytes(cut.pop("picture"))[:1]}
             for role, view in cut.items():
@@ -474,20 +341,17 @@ class LatentCache:
         if "segmentation" in (roles := self.roles(example)):  # the name of a map of ours is its content's key
             given = example.segmentation
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
-        band = self.band_of_view(example, variant)
-        taught = (file_hash(self._teacher.pictures.path(example, band)), self._teacher.share) if self._teacher else ()
-        mixed = (self._mixer.key, band) if self._mixer else ()
         view = asdict(self.view) | {"variants": None}
         shown = ("pixels",) if self.pixels else ()
-        key = _key(hashes, self._vae_hash, view, variant, self.seed, *taught, *mixed, self._network is not None, *shown)
+        key = _key(hashes, self._vae_hash, view, variant, self.seed, *shown)
         return self.folder / key[:2] / f"{key}.safetensors"
 
 
 class Paster:
     """Pastes a rectangle of another pair into views, at each draw anew: photo, map and target (Yun et al. 2019).
 
-    What a place looks like in infrared then depends on what is near, and not on which of few photos it is. Unlike a
-    `Mixer` it needs no teacher: what is pasted brings its own target along.
+    What a place looks like in infrared then depends on what is near, and not on which of few photos it is. Unlike the
+    mixed views of `FreshViews` it needs no teacher: what is pasted brings its own target along.
 
     Args:
         latents: of all examples. share: of the draws that get a rectangle.
@@ -507,22 +371,17 @@ class Paster:
         }
 
     def paste(self, views: dict[str, Tensor], band: str, draw: Draw) -> dict[str, Tensor]:
-        """The views of a draw whose target is of `band`, with a part of another example's of that band, or as they are.
-
-        "seen" is left out where something was pasted: it is of the whole photo.
-        """
+        """The views of a draw in a band, with a part of another example's of that band, or as they are."""
         generator = torch.Generator().manual_seed(mix_seed(draw.seed, draw.position, _PASTE))
         chance, which, *box = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
         if chance >= self.share or band not in self._of_band:
             return views
         examples, cumulative = self._of_band[band]
         other = examples[_by_weight(cumulative, which)]
-        if self.latents.band(other, draw) != band:
-            return views
         height, width = views["infrared"].shape[1:]
         top, bottom = _span(height, box[:2])
         left, right = _span(width, box[2:])
-        pasted = {role: view.clone() for role, view in views.items() if role != "seen"}
+        pasted = {role: view.clone() for role, view in views.items()}
         theirs = self.latents.load(other, draw.epoch)
         for role, view in pasted.items():
             scale = view.shape[-1] // width  # pixels, where it is no latent
@@ -548,16 +407,6 @@ def _lacks(path: Path, share: Share) -> bool:
 
 def _part(values: Tensor, top: int, left: int, side: int) -> Tensor:
     return values[:, top : top + side, left : left + side]
-
-
-def _crop_map(values: Tensor, top: int, left: int, side: int) -> Tensor:
-    """The part (C, n, n) of a map (C, h, w) of a picture that shows one of its squares."""
-    count = max(1, side // MAP_STRIDE)
-    pixels = (torch.arange(count) + 0.5) * side / count
-    height, width = (MAP_STRIDE * places for places in values.shape[1:])
-    x, y = (left + pixels) / width * 2 - 1, (top + pixels) / height * 2 - 1
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    return F.grid_sample(values[None], grid[None], padding_mode="border", align_corners=False)[0]
 
 
 def encode_mode(vae: torch.nn.Module, images: Tensor) -> Tensor:

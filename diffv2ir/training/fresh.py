@@ -2,7 +2,7 @@
 
 What a teacher sees is learnt as a function, and not photo by photo, where it is asked about ever other pictures (Beyer
 et al. 2022). Views that are kept on disk (`LatentCache`) are a few thousand, and a small UNet learns them by heart.
-These are cut, exposed, mixed, shown to the teacher and encoded as those are, in torch instead of Pillow. The teacher
+These are cut, exposed and encoded as those are, in torch instead of Pillow; some are made of two photos. The teacher
 sees each at the size that it was trained at, which tells it more than the crop that the UNet is shown.
 """
 
@@ -24,11 +24,14 @@ from diffv2ir.edges import gray_levels
 from diffv2ir.efficientnet import EfficientNetLite0
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import latent_stride
-from diffv2ir.training.cache import MAP_STRIDE, ViewConfig, encode_mode
+from diffv2ir.training.cache import ViewConfig, encode_mode
 from diffv2ir.training.images import resize_shorter
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.training.teacher import Teacher
 from diffv2ir.vlum.prompt import known_band
+
+# For how many pixels a side the network's last map has one place.
+_MAP_STRIDE = 32
 
 # What random numbers are drawn for.
 _VIEW, _BAND, _CHANGE = 11, 12, 13
@@ -48,6 +51,36 @@ class _Canvases:
     sizes: Tensor
 
 
+@dataclass(frozen=True)
+class TaughtConfig:
+    """How a phase learns from a teacher.
+
+    Attributes:
+        mix: share of the views that are made of two photos: half of them with a rectangle of the other, half as a mean
+            of both (Zhang et al. 2018, Yun et al. 2019). A teacher can be asked about any picture.
+        other_band: share of the views that ask for another band than the camera's: that a photo is of some data set
+            does not say which band is wanted.
+        uses: in how many draws of its example a view is used, on average. To make one takes as long as several steps
+            of a small UNet on it. 1 = each draw has its own.
+        seeing: weight of a second loss, how far the middle of the UNet is from what EfficientNet-Lite0 sees in the
+            view (`SeeingUNet`); 0 = none. The head that is compared stays behind.
+    """
+
+    mix: float = 0.0
+    other_band: float = 0.0
+    uses: int = 1
+    seeing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("mix", "other_band"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.uses < 1:
+            raise ValueError(f"uses must be at least 1, got {self.uses}")
+        if self.seeing < 0:
+            raise ValueError(f"seeing must be at least 0, got {self.seeing}")
+
+
 class FreshViews:
     """What `LatentCache` has of the draws of a training, always new; the target is always the teacher's.
 
@@ -55,15 +88,12 @@ class FreshViews:
     with views of 256 to 320 pixels.
 
     Args:
-        examples: those of the training, by the draws' index.
+        examples: those of the training, by the draws' index. weights: how often each is drawn, and mixed into others.
         view: `crop` is what the UNet is shown. Teacher and network see the same window at the teacher's own size, if
             that is larger.
         map_path: the segmentation map of an example; None = latents without "segmentation".
         teacher, network, vae: on the device.
-        mix: share of the views that are made of two photos. weights: how often each example is the other one.
-        other_band: share of the views that ask for another band than the camera's.
-        uses: in how many draws of its example a view is used, on average. A view takes the time of several steps of a
-            small UNet on it. 1 = each draw has its own.
+        network: None = latents without "seen".
 
     Raises:
         ValueError: the crop is not a whole number of latents.
@@ -76,22 +106,19 @@ class FreshViews:
         view: ViewConfig,
         map_path: Callable[[Example], Path] | None,
         teacher: Teacher,
-        mix: float = 0.0,
+        config: TaughtConfig = TaughtConfig(),
         weights: Sequence[float] | None = None,
-        other_band: float = 0.0,
         network: EfficientNetLite0 | None = None,
-        uses: int = 1,
     ):
         stride = latent_stride(vae)
         if view.crop % stride:
             raise ValueError(f"crop must be a multiple of the autoencoder's {stride} pixels, got {view.crop}")
-        self.vae, self.view, self.teacher, self.network = vae, view, teacher, network
-        self.mix, self.other_band = mix, other_band
+        self.vae, self.view, self.teacher, self.network, self.config = vae, view, teacher, network, config
         self.device = next(vae.parameters()).device
         weights = torch.tensor(weights or [1.0] * len(examples), dtype=torch.float64)
         self._cumulative = weights.cumsum(0)
         # For how many epochs a view of each example is used, and the one that each has now, by its number.
-        self._epochs = None if uses == 1 else (uses * weights.mean() / weights).tolist()
+        self._epochs = None if config.uses == 1 else (config.uses * weights.mean() / weights).tolist()
         self._kept: dict[int, tuple[int, dict[str, Tensor]]] = {}
         self._seen = max(view.crop, teacher.side)
         # Halfway between the smallest and the largest view.
@@ -106,7 +133,7 @@ class FreshViews:
         own = known_band(example.band)
         others = [band for band in self.teacher.bands if band != own]
         chance, which = self._random(draw, _BAND, 2)
-        if not others or chance >= self.other_band:
+        if not others or chance >= self.config.other_band:
             return own
         return others[int(which * len(others))]
 
@@ -136,7 +163,7 @@ class FreshViews:
             encoded[role] = encode_mode(self.vae, images).float()
         if self.network is not None:
             seen = self.network.maps((photos * 255 - 127) / 128)[-1].float()
-            encoded["seen"] = F.adaptive_avg_pool2d(seen, max(1, self.view.crop // MAP_STRIDE))
+            encoded["seen"] = F.adaptive_avg_pool2d(seen, max(1, self.view.crop // _MAP_STRIDE))
         return [{role: values[place].clone() for role, values in encoded.items()} for place in range(len(draws))]
 
     def pictures(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
@@ -150,7 +177,7 @@ class FreshViews:
         places = np.array([draw.index for draw in draws])
         views = self._cut(places, own)
         partners = np.searchsorted(self._cumulative.numpy(), mixing[:, 0] * float(self._cumulative[-1]), side="right")
-        mixed = np.flatnonzero(mixing[:, 1] < self.mix)
+        mixed = np.flatnonzero(mixing[:, 1] < self.config.mix)
         if len(mixed):
             views = self._mixed(views, self._cut(partners[mixed], other[mixed]), mixed, mixing)
         return views
@@ -185,7 +212,11 @@ class FreshViews:
     def _mixed(
         self, views: Mapping[str, Tensor], others: Mapping[str, Tensor], mixed: np.ndarray, numbers: np.ndarray
     ) -> dict[str, Tensor]:
-        """The views, of which those at the places `mixed` have a part of another: as `Mixer.mix`."""
+        """The views, of which those at the places `mixed` have a part of another.
+
+        One half has a rectangle of the other, photo and map. The other half is a mean of both photos, with the map of
+        the one that shows more.
+        """
         pasted, weight, *box = torch.from_numpy(numbers[mixed, 2:]).float().to(self.device).T  # [M] each
 
         def rectangles(size: int) -> Tensor:

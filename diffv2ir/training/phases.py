@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,15 +33,11 @@ from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.cache import (
-    PICTURES,
     CaptionCache,
     LatentCache,
     MapCache,
-    Mixer,
     Paster,
-    PictureFolder,
     Share,
-    Taught,
     ViewConfig,
 )
 from diffv2ir.training.config import example_weights
@@ -54,7 +50,7 @@ from diffv2ir.training.diffusion import (
     build_unet,
     dropped_conditions,
 )
-from diffv2ir.training.fresh import FreshViews
+from diffv2ir.training.fresh import FreshViews, TaughtConfig
 from diffv2ir.training.learnt import record_examples
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
 from diffv2ir.training.pictures import PictureConfig, PictureLoss
@@ -115,22 +111,15 @@ class PhaseConfig:
         own_captions: caption every photo with the bundle's BLIP, as the pipeline will, also where the dataset has one.
         fixed_prompt: phases 2 and 3: one prompt for every photo, in place of the one that is built from its caption.
         without_map: phases 2 and 3: the map is null for every photo, as if it was always dropped.
-        teacher_share: phases 2 and 3: weight of a teacher's picture in the target, beside the real one; 0 = no teacher.
-        other_band: share of the views whose prompt asks for another band than the camera's, and whose target is the
-            teacher's picture of it: that a photo is of some data set does not say which band is wanted.
-        teacher_mix: share of the views that are made of two photos, with what the teacher sees in them as the target.
+        taught: phases 2 and 3: learn from views that are always new, with what a teacher sees in them as the target
+            (`FreshViews`), in place of `view.variants` views that are made before and what the cameras saw. All photos
+            stay in memory. Of `view`, `variants` and `edge_radius` have no part in it.
         cut_mix: share of the draws in which a rectangle of photo, map and target is another pair's (`Paster`).
-        fresh_views: phases 2 and 3: each draw has a view of its own (`FreshViews`), in place of one of `view.variants`
-            that are made before. All photos stay in memory, and the target is the teacher's picture alone. Of `view`,
-            `variants` and `edge_radius` have no part in it.
-        view_uses: in how many draws a fresh view is used, on average; 1 = in one.
-        picture: phases 2 and 3: what is learnt at the last timestep of the picture itself, see `PictureConfig`; with
-            `cut_mix` and a teacher, but not with pictures that no camera took. None = latents alone.
+        picture: phases 2 and 3: what is learnt at the last timestep of the picture itself, see `PictureConfig`. None =
+            latents alone.
         start_share: phases 2 and 3: share of the weights that it starts with in those that it ends with (Wortsman et
             al. 2022): what few photos taught is added, and what was known of others stays. Of an adapter it is the
             share that is taken from its effect.
-        seeing: phases 2 and 3: weight of a second loss, how far the middle of the UNet is from what EfficientNet-Lite0
-            sees in the photo (`SeeingUNet`); 0 = none. The network and the head that is compared stay behind.
     """
 
     phase: str
@@ -152,15 +141,10 @@ class PhaseConfig:
     own_captions: bool = False
     fixed_prompt: str | None = None
     without_map: bool = False
-    teacher_share: float = 0.0
-    other_band: float = 0.0
-    teacher_mix: float = 0.0
+    taught: TaughtConfig | None = None
     cut_mix: float = 0.0
-    fresh_views: bool = False
-    view_uses: int = 1
     picture: PictureConfig | None = None
     start_share: float = 0.0
-    seeing: float = 0.0
     defaults: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -174,31 +158,21 @@ class PhaseConfig:
             raise ValueError(f"phase {self.phase} trains all weights: remove lora")
         if self.phase not in ("2", "3") and (self.without_map or self.fixed_prompt is not None):
             raise ValueError("fixed_prompt and without_map are for phases 2 and 3: the others have no such conditions")
-        for name in ("teacher_share", "other_band", "teacher_mix", "cut_mix"):
+        for name in ("taught", "picture", "cut_mix"):
             if getattr(self, name) and self.phase not in ("2", "3"):
                 raise ValueError(f"{name} is for phases 2 and 3: the others have no pairs of photo and infrared")
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.fresh_views and self.teacher_share != 1:
-            raise ValueError("fresh_views needs teacher_share 1: what a camera saw is not made anew")
-        if self.fresh_views and self.cut_mix:
-            raise ValueError("cut_mix is for views that are kept: fresh_views has teacher_mix")
-        if self.view_uses < 1 or (self.view_uses > 1 and not self.fresh_views):
-            raise ValueError(f"view_uses must be at least 1, and is for fresh_views, got {self.view_uses}")
-        if self.picture and self.phase not in ("2", "3"):
-            raise ValueError("picture is for phases 2 and 3: the others have no pairs of photo and infrared")
-        if self.picture and (self.fresh_views or self.teacher_mix or self.other_band):
-            raise ValueError("picture needs what a camera saw: remove fresh_views, teacher_mix and other_band")
+        if not 0 <= self.cut_mix <= 1:
+            raise ValueError(f"cut_mix must lie in [0, 1], got {self.cut_mix}")
+        if self.taught and self.cut_mix:
+            raise ValueError("cut_mix is for views that are kept: taught has mix")
+        if self.taught and self.picture:
+            raise ValueError("picture needs what a camera saw: remove taught")
         if self.start_share and self.phase not in ("2", "3"):
             raise ValueError("start_share is for phases 2 and 3: the others start with what knows no pairs")
         if not 0 <= self.start_share < 1:
             raise ValueError(f"start_share must lie in [0, 1), got {self.start_share}")
-        if self.other_band and not self.teacher_share:
-            raise ValueError("other_band needs teacher_share: only a teacher has pictures of another band")
-        if self.other_band and self.fixed_prompt is not None:
+        if self.taught and self.taught.other_band and self.fixed_prompt is not None:
             raise ValueError("other_band needs prompts that say the band: remove fixed_prompt")
-        if self.seeing < 0 or (self.seeing and self.phase not in ("2", "3")):
-            raise ValueError(f"seeing must be at least 0, and is for phases 2 and 3, got {self.seeing}")
         if self.extra_dropout and self.phase not in ("2", "3"):
             raise ValueError("extra_dropout is for phases 2 and 3: the others have no such conditions")
         if unknown := sorted(set(self.extra_dropout) - set(DROPPED_SUBSETS)):
@@ -232,6 +206,11 @@ class PhaseConfig:
         if self.phase == "base":
             return example.visible is not None
         return example.visible is not None and example.infrared is not None
+
+    def with_fixed_prompt(self, prompt: str) -> PhaseConfig:
+        """The phase with one prompt for every photo, which no more says the band."""
+        taught = self.taught and replace(self.taught, other_band=0.0)
+        return replace(self, fixed_prompt=prompt, taught=taught)
 
     def weights(self, examples: Sequence[Example]) -> list[float] | None:
         """Relative frequencies of examples, see `example_weights`."""
@@ -285,14 +264,14 @@ def train_phase(
         start: folder to start from (diffusers layout; base needs all but the unet).
         cache: folder of captions, maps and latents, shared by all phases.
         vlum: folder with captioner, captioner_processor and segmenter; None = `start` has them.
-        teacher: output folder of `train_teacher`, for `config.teacher_share` and `config.teacher_mix`.
+        teacher: output folder of `train_teacher`, for `config.taught`.
         unseen_captions: file of `train_captioner`: `config.own_captions` prefers its captions to those of the bundle's
             BLIP.
         validate: `validate(bundle, examples, step, output)` -> figures, called every `loop.validate_every`
             steps of phases 2 and 3 with the bundle reached so far.
 
     Raises:
-        DataError: nothing to train on, or the teacher has no picture for an example. TrainingError: see `Loop`.
+        DataError: nothing to train on, or the teacher has not seen the band of an example. TrainingError: see `Loop`.
         ValueError: `start` does not fit the phase, the optimizer's package is not installed, or there is no teacher.
     """
     result = output / "result"
@@ -318,7 +297,8 @@ def train_phase(
     latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
     if pictures:
         parts.vae.to(processes.device)  # it left with the last latent
-    trained = _with_head(unet, latents, chosen, config.loop.seed) if config.seeing else unet
+    seeing = config.taught.seeing if config.taught else 0.0
+    trained = _with_head(unet, latents, chosen, config.loop.seed) if seeing else unet
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
     paster = Paster(latents, chosen, config.cut_mix, config.weights(chosen)) if config.cut_mix else None
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
@@ -333,16 +313,16 @@ def train_phase(
             shown.append(views)
         targets, texts, conditions, features = zip(*batch, strict=True)
         joined = None if conditions[0] is None else torch.stack(conditions)
-        seeing = partial(_seeing_loss, trained, config.seeing, features) if config.seeing else None
+        head = partial(_seeing_loss, trained, seeing, features) if seeing else None
         picture = partial(_shown_loss, pictures, shown) if pictures else None
         weight = config.picture.latents if pictures else 1.0
         return objective(
             model, draws, torch.stack(targets), list(texts), joined,
-            seeing=seeing, picture=picture, picture_latents=weight,
+            seeing=head, picture=picture, picture_latents=weight,
         )  # fmt: skip
 
     def save(folder: Path, model: nn.Module) -> None:
-        ended = model.unet if config.seeing else model
+        ended = model.unet if seeing else model
         if before:
             ended = _between(before, ended, config.start_share)
         write_result(config, ended, start, vlum, folder, bands)
@@ -402,33 +382,17 @@ def check_start(config: PhaseConfig, start: Path) -> None:
 
 
 def check_teacher(config: PhaseConfig, teacher: Path | None, examples: Sequence[Example]) -> None:
-    """`teacher_share` and `teacher_mix` need a teacher, `teacher_share` one with a picture for each of the examples.
+    """`config.taught` needs a finished teacher that knows the bands of the examples.
 
     Raises:
-        ValueError: there is no teacher. DataError: pictures are missing.
+        ValueError: none was given. TrainingError: it is not finished. DataError: it does not know a band.
     """
-    if not config.teacher_share and not config.teacher_mix:
+    if not config.taught:
         return
-    if teacher is None or not (teacher / PICTURES).is_dir():
-        given = "none was given" if teacher is None else f"{teacher} has no {PICTURES}/"
-        raise ValueError(f"teacher_share and teacher_mix need the output of python -m train.teacher: {given}")
-    pictures, bands = PictureFolder(teacher / PICTURES), teacher_bands(teacher)
-    if foreign := sorted({known_band(example.band) for example in examples} - set(bands)):
+    if teacher is None:
+        raise ValueError("taught needs the output of python -m train.teacher: none was given")
+    if foreign := sorted({known_band(example.band) for example in examples} - set(teacher_bands(teacher))):
         raise DataError(f"the teacher in {teacher} has seen no pairs of {', '.join(foreign)}: train it on the phase's")
-
-    def lacks(example: Example) -> bool:
-        wanted = bands if config.other_band else [known_band(example.band)]
-        return not all(pictures.path(example, band).is_file() for band in wanted)
-
-    if (
-        config.teacher_share
-        and not config.fresh_views
-        and (untaught := [example for example in examples if lacks(example)])
-    ):
-        raise DataError(
-            f"{len(untaught)} of {len(examples)} photos have no picture in {teacher}, {untaught[0].visible.name} for "
-            "one: train the teacher on the kinds and scenes that the phase uses"
-        )
 
 
 def _initial_unet(config: PhaseConfig, parts: Parts) -> UNet2DConditionModel:
@@ -512,24 +476,15 @@ def _fill_caches(
         captioner.to("cpu")
     processes.wait_for_everyone()
     captions.read()
-    network = load_network() if config.seeing else None
-    if config.fresh_views:
+    if config.taught:
         device = parts.vae.device
+        network = copy.deepcopy(load_network()).to(device) if config.taught.seeing else None
         return FreshViews(
-            examples, parts.vae, config.view, maps and maps.path, Teacher(teacher).to(device), config.teacher_mix,
-            config.weights(examples), config.other_band, network and copy.deepcopy(network).to(device),
-            config.view_uses,
+            examples, parts.vae, config.view, maps and maps.path, Teacher(teacher).to(device), config.taught,
+            config.weights(examples), network,
         ), captions  # fmt: skip
-    taught = None
-    if config.teacher_share:
-        pictures = PictureFolder(teacher / PICTURES)
-        taught = Taught(pictures, config.teacher_share, teacher_bands(teacher), config.other_band)
-    mixer = None
-    if config.teacher_mix:
-        whole = Teacher(teacher)
-        mixer = Mixer(whole.picture, whole.hash, config.teacher_mix, examples, config.weights(examples))
     shown = config.picture is not None
-    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, taught, mixer, network, shown)
+    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, shown)
     latents.fill(examples, share=share)
     parts.vae.to("cpu")
     processes.wait_for_everyone()
@@ -563,9 +518,7 @@ def _shown_loss(
     return loss(estimates, photos, real)
 
 
-def _with_head(
-    unet: UNet2DConditionModel, latents: LatentCache | FreshViews, examples: list[Example], seed: int
-) -> SeeingUNet:
+def _with_head(unet: UNet2DConditionModel, latents: FreshViews, examples: list[Example], seed: int) -> SeeingUNet:
     """The UNet with a head for what the network sees, standardised over a view of each example."""
     draws = [Draw(position=number, epoch=0, index=number, seed=seed) for number in range(len(examples))]
     views = [

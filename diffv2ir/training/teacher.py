@@ -1,16 +1,15 @@
 """A teacher for phase 2 of a small UNet: what a network that knows things can tell of infrared from a photo.
 
 A UNet from scratch does not learn from a few hundred pairs what people, leaves and walls are. EfficientNet-Lite0 learnt
-it from ImageNet; with a small decoder on its features it learns from the pairs where a scene is warm. The pictures that
-it predicts for the photos of the training set are a part of phase 2's target (`PhaseConfig.teacher_share`; Hinton et
-al. 2015). It is not needed to use the bundle, and not in it.
+it from ImageNet; with a small decoder on its features it learns from the pairs where a scene is warm. What it predicts
+for views of the photos is phase 2's target (`PhaseConfig.taught`; Hinton et al. 2015). It is not needed to use the
+bundle, and not in it.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -18,20 +17,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffv2ir.data import Example
-from diffv2ir.edges import brightness, follow_edges, follow_edges_of_batch, gray_levels
-from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network, network_pixels
+from diffv2ir.edges import follow_edges_of_batch, gray_levels
+from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network
 from diffv2ir.files import write_file_atomically
-from diffv2ir.imaging import from_levels, open_image
-from diffv2ir.training.cache import PICTURES, PictureFolder, ViewConfig, Views, file_hash
+from diffv2ir.training.cache import ViewConfig, Views, file_hash
 from diffv2ir.training.config import example_weights
-from diffv2ir.training.images import resize_shorter, to_bytes
+from diffv2ir.training.images import to_bytes
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, TrainingError
 from diffv2ir.vlum.prompt import BANDS, known_band
 
@@ -43,8 +40,6 @@ _POOLED = 1280
 _GROUPS = 8
 # How its edges are those of the photo, in places of its coarse picture (`follow_edges`).
 _EDGE_RADIUS, _EDGE_BLUR = 4, 0.5
-# A part of what its answers depend on, besides the weights: to be changed with `predict`.
-_ANSWERS = "edges of brightness"
 _WEIGHTS = "teacher.safetensors"
 # In its header: what it can be asked for, and the shorter side of the photos that it was trained on.
 _BANDS, _SIDE = "bands", "side"
@@ -169,29 +164,27 @@ class PictureNetwork(nn.Module):
 
 
 def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConfig) -> Path:
-    """Train on the pairs of `examples`; returns `output/pictures`, one gray PNG an example and band of theirs.
-
-    Resumable, idempotent.
+    """Train on the pairs of `examples`; returns `output`, from which `Teacher` loads it. Resumable, idempotent.
 
     Raises:
         TrainingError: the package with the ImageNet weights is not installed, or `output` holds a network of another
             width, or more networks. See also `Loop`.
     """
     chosen = [e for e in examples if e.kind in config.kinds and e.visible and e.infrared]
-    pictures = PictureFolder(output / PICTURES)
-    members = _trained_members(chosen, output, config)
-    made_by, teacher = pictures.folder / "made_by.json", json.dumps(teacher_hash(output))
-    if not made_by.is_file() or made_by.read_text() != teacher:
-        shutil.rmtree(pictures.folder, ignore_errors=True)
-        pictures.folder.mkdir()
-        made_by.write_text(teacher)
-    bands = members[0].bands
-    missing = [e for e in chosen if not all(pictures.path(e, band).is_file() for band in bands)]
-    for example in tqdm(missing, desc="teacher's pictures", disable=not missing, mininterval=5):
-        drawn = predict(members, open_image(example.visible), config.view.crop, bands)
-        for band, picture in zip(bands, drawn, strict=True):
-            write_file_atomically(pictures.path(example, band), picture.save)
-    return pictures.folder
+    folders = [output / f"member{number}" for number in range(len(config.members))]
+    if surplus := sorted(set(output.glob("member*")) - set(folders)):
+        raise TrainingError(f"the configuration has no {surplus[0].name}, {output} has: choose another output folder")
+    if not all((folder / _WEIGHTS).is_file() for folder in folders):
+        crops = cut_crops(chosen, config)  # those of all views stay in memory meanwhile
+        weights = example_weights(config.source_weights, chosen)
+        bands = [known_band(example.band) for example in chosen]
+        for number, (member, folder) in enumerate(zip(config.members, folders, strict=True)):
+            if not (folder / _WEIGHTS).is_file():
+                train_member(crops, bands, weights, folder, member, member.loop(config.loop, number))
+    for member, folder in zip(config.members, folders, strict=True):
+        if _load_member(folder / _WEIGHTS).decoder.out.in_channels != member.width:
+            raise TrainingError(f"{folder} was trained with another width: choose another output folder")
+    return output
 
 
 def load_network(load: Callable[[], EfficientNetLite0] | None = None) -> EfficientNetLite0:
@@ -204,25 +197,6 @@ def load_network(load: Callable[[], EfficientNetLite0] | None = None) -> Efficie
         return (load or imagenet_network)()
     except ModuleNotFoundError as error:
         raise TrainingError(str(error)) from error
-
-
-def _trained_members(examples: list[Example], output: Path, config: TeacherConfig) -> list[PictureNetwork]:
-    """The members, after training. The crops of all views stay in memory meanwhile."""
-    folders = [output / f"member{number}" for number in range(len(config.members))]
-    if surplus := sorted(set(output.glob("member*")) - set(folders)):
-        raise TrainingError(f"the configuration has no {surplus[0].name}, {output} has: choose another output folder")
-    if not all((folder / _WEIGHTS).is_file() for folder in folders):
-        crops = cut_crops(examples, config)
-        weights = example_weights(config.source_weights, examples)
-        bands = [known_band(example.band) for example in examples]
-        for number, (member, folder) in enumerate(zip(config.members, folders, strict=True)):
-            if not (folder / _WEIGHTS).is_file():
-                train_member(crops, bands, weights, folder, member, member.loop(config.loop, number))
-    members = [_load_member(folder / _WEIGHTS) for folder in folders]
-    for network, member, folder in zip(members, config.members, folders, strict=True):
-        if network.decoder.out.in_channels != member.width:
-            raise TrainingError(f"{folder} was trained with another width: choose another output folder")
-    return members
 
 
 def _load_member(path: Path) -> PictureNetwork:
@@ -294,12 +268,12 @@ def _crop(views: Views, example: Example, variant: int, crop: int) -> tuple[Tens
 
 
 def teacher_hash(folder: Path) -> list[str]:
-    """What the answers of the finished teacher in a folder depend on: SHA-256 of each member, and how they are drawn.
+    """SHA-256 of each member of the finished teacher in a folder.
 
     Raises:
         TrainingError: the folder holds no finished teacher.
     """
-    return [*(file_hash(path) for path in _member_files(folder)), _ANSWERS]
+    return [file_hash(path) for path in _member_files(folder)]
 
 
 def teacher_bands(folder: Path) -> tuple[str, ...]:
@@ -339,13 +313,9 @@ class Teacher:
 
     def __init__(self, folder: Path):
         files = _member_files(folder)
-        self.hash, self.bands = teacher_hash(folder), _bands_of(files[0])
+        self.bands = _bands_of(files[0])
         self._members = [_load_member(path) for path in files]
         self.side = int(_header(files[0])[_SIDE])
-
-    def picture(self, photo: Image.Image, band: str) -> Image.Image:
-        """What `predict` gives for an RGB photo in one band, without its mirror image."""
-        return predict(self._members, photo, self.side, [band], mirror=False)[0]
 
     def to(self, device: torch.device) -> Teacher:
         """Move the members; returns the teacher."""
@@ -355,9 +325,9 @@ class Teacher:
 
     @torch.no_grad()
     def pictures(self, photos: Tensor, bands: Sequence[str]) -> Tensor:
-        """As `picture`, of a batch on the device: photos (N, 3, H, W) in [0, 1], a band each -> (N, 1, H, W) in [0, 1].
+        """The infrared pictures of a batch on the device: photos (N, 3, H, W) in [0, 1], a band each -> (N, 1, H, W).
 
-        Sides are multiples of half of `STRIDE`.
+        They are in [0, 1], with the photos' edges. Sides are multiples of half of `STRIDE`.
         """
         scale = self.side / min(photos.shape[-2:])
         size = [round(scale * length) for length in photos.shape[-2:]]
@@ -369,28 +339,3 @@ class Teacher:
         places = torch.arange(len(photos), device=photos.device)
         coarse = torch.stack([member(pixels)[places, channels] for member in self._members]).mean(0) + 0.5
         return follow_edges_of_batch(coarse[:, None].clamp(0, 1), gray_levels(photos), _EDGE_RADIUS, _EDGE_BLUR)
-
-
-@torch.inference_mode()
-def predict(
-    members: Sequence[PictureNetwork],
-    photo: Image.Image,
-    side: int,
-    bands: Sequence[str] = BANDS[:1],
-    mirror: bool = True,
-) -> list[Image.Image]:
-    """The teacher's infrared pictures of a photo, one a band: gray, of the photo's size, with its edges.
-
-    The mean of what the members predict for the photo and, with `mirror`, for its mirror image, each with the shorter
-    side `side`.
-    """
-    channels = [members[0].bands.index(band) for band in bands]
-    pixels = network_pixels(resize_shorter(photo, side))[None]
-    levels = []
-    for mirrored in (False, True) if mirror else (False,):
-        view = (pixels.flip(-1) if mirrored else pixels).contiguous(memory_format=torch.channels_last)
-        for member in members:
-            predicted = member(view)[0, channels] + 0.5
-            levels.append(predicted.flip(-1) if mirrored else predicted)
-    coarse, seen = torch.stack(levels).mean(0).clamp(0, 1).numpy(), brightness(photo)
-    return [from_levels(follow_edges(picture, seen, _EDGE_RADIUS, _EDGE_BLUR)) for picture in coarse]

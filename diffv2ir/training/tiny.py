@@ -33,10 +33,8 @@ GENERAL = "phase2-picture"
 # Which phase each phase of the chain starts from.
 FOLLOWS = {
     "phase1": "base",
-    "phase2-fresh": "phase1",
-    "phase2": "phase2-fresh",
-    "phase2-real": "phase2",
-    GENERAL: "phase2-real",
+    "phase2": "phase1",
+    GENERAL: "phase2",
     **{f"phase3-{style}": GENERAL for style in STYLES},
 }
 
@@ -133,14 +131,12 @@ def _stages(
         Stage("tokenizer and text encoder", 2, component(TextConfig, train_text, "text")),
         Stage("captioner", 30, component(CaptionerConfig, train_captioner, "captioner")),
         Stage("autoencoder", 5, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
-        Stage("teacher", 18, component(TeacherConfig, train_teacher, "teacher")),
+        Stage("teacher", 25, component(TeacherConfig, train_teacher, "teacher")),
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
         Stage("text-to-image base", 3, phase("base", vlum=vlum)),
         Stage("phase 1, infrared prior", 2, phase("phase1")),
-        Stage("phase 2, fresh views", 410, phase("phase2-fresh", vlum=vlum)),
-        Stage("phase 2", 45, phase("phase2")),
-        Stage("phase 2, real pictures", 9, phase("phase2-real")),
-        Stage("phase 2, the picture itself", 45, phase(GENERAL)),
+        Stage("phase 2", 85, phase("phase2", vlum=vlum)),
+        Stage("phase 2, the picture itself", 20, phase(GENERAL)),
         *[Stage(f"phase 3, {style}", 4, phase(f"phase3-{style}")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(output / GENERAL / "result", output, hold_phases)),
     ]

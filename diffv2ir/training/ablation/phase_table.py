@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,10 @@ NAME = "table3"
 SWITCHED = ((), ("map",), ("caption",), ("map", "caption"))
 
 # What a model is trained with that never sees a condition.
-_NEVER = {"map": {"without_map": True}, "caption": {"fixed_prompt": "", "other_band": 0.0}}
+_NEVER = {
+    "map": lambda config: replace(config, without_map=True),
+    "caption": lambda config: config.with_fixed_prompt(""),
+}
 
 
 @dataclass(frozen=True)
@@ -142,15 +145,16 @@ class PhaseTable:
         self, starts: dict[bool, Path], phases: tuple[bool, bool, bool], never: tuple[str, ...] = ()
     ) -> Variant:
         """Train one combination; stages that others have too are found."""
-        folder, changes = starts[phases[0]], {}
-        for condition in never:
-            changes |= _NEVER[condition]
-        name, config = self.recipe.phase3
+
+        def without(config: PhaseConfig) -> PhaseConfig:
+            return reduce(lambda config, condition: _NEVER[condition](config), never, config)
+
+        folder, (name, config) = starts[phases[0]], self.recipe.phase3
         if phases[1]:
             for stage, own in self.recipe.phase2.items():
-                folder = self._train(stage, replace(own, **changes), folder)
+                folder = self._train(stage, without(own), folder)
             if phases[2]:
-                folder = self._train(name, replace(config, **changes), folder)
+                folder = self._train(name, without(config), folder)
             style = config.style if phases[2] and config.lora else GENERAL_STYLE
             return Variant(phases, folder, style, never)
         return Variant(phases, self._train(f"{name}-alone", self.recipe.alone, folder))

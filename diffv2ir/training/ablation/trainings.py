@@ -10,11 +10,11 @@ from pathlib import Path
 
 from diffv2ir.data import Example
 from diffv2ir.training.ablation.cells import model_hash
-from diffv2ir.training.cache import PICTURES, PictureFolder, file_hash
+from diffv2ir.training.cache import file_hash
 from diffv2ir.training.config import from_mapping
 from diffv2ir.training.learnt import digest, examples_hash, recorded_examples
 from diffv2ir.training.phases import PhaseConfig, check_teacher, train_phase
-from diffv2ir.training.teacher import teacher_bands, teacher_hash
+from diffv2ir.training.teacher import teacher_hash
 from diffv2ir.training.tiny import FOLLOWS
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Trainings:
         folder: of the trainings.
         cache: captions, maps and latents.
         vlum: folder with captioner, captioner_processor and segmenter, for starts that have none.
-        teacher: output folder of `train_teacher`, for configurations with a `teacher_share` or `teacher_mix`.
+        teacher: output folder of `train_teacher`, for configurations with `taught`.
         unseen_captions: file of `train_captioner`, for configurations with `own_captions`.
         finished: a run of `train.tiny` whose results are taken where they are the same training; None = there is none.
     """
@@ -52,10 +52,7 @@ class Trainings:
             return known
         parts = [asdict(config), model_hash(start), model_hash(self.vlum), examples_hash(chosen)]
         check_teacher(config, self.teacher, chosen)
-        if config.teacher_share:
-            pictures, bands = PictureFolder(self.teacher / PICTURES), teacher_bands(self.teacher)
-            parts.append([file_hash(pictures.path(example, band)) for example in chosen for band in bands])
-        if config.teacher_mix:
+        if config.taught:
             parts.append(teacher_hash(self.teacher))
         unseen = self.unseen_captions if config.own_captions else None
         if unseen:
