@@ -390,7 +390,7 @@ class Paster:
         return pasted
 
 
-def _by_weight(cumulative: Tensor, uniform: Tensor | float) -> int:
+def _by_weight(cumulative: Tensor, uniform: float) -> int:
     """The place that a number in [0, 1) draws, each as often as its weight says; `cumulative`: their running sum."""
     return int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
 

@@ -32,14 +32,7 @@ from diffv2ir.efficientnet import loss_network
 from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
-from diffv2ir.training.cache import (
-    CaptionCache,
-    LatentCache,
-    MapCache,
-    Paster,
-    Share,
-    ViewConfig,
-)
+from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, Paster, Share, ViewConfig
 from diffv2ir.training.config import example_weights
 from diffv2ir.training.diffusion import (
     DROPPED_SUBSETS,

@@ -102,7 +102,7 @@ class PictureDecoder(nn.Module):
 
     def __init__(self, width: int, dropout: float, bands: Sequence[str] = BANDS[:1]):
         super().__init__()
-        self.dropout, self.bands = dropout, tuple(bands)
+        self.dropout = dropout
         self.features = nn.ModuleList(
             [nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, width, 1)) for channels in _CHANNELS]
         )
@@ -110,7 +110,7 @@ class PictureDecoder(nn.Module):
         self.pixels = nn.ModuleList([_block(3 if level == 0 else width, width) for level in range(len(_CHANNELS))])
         self.lowest = _block(width, width)
         self.up = nn.ModuleList([_block(2 * width, width) for _ in _CHANNELS[1:]])
-        self.out = nn.Conv2d(width, len(self.bands), 3, padding=1)
+        self.out = nn.Conv2d(width, len(bands), 3, padding=1)
 
     def forward(self, photos: Tensor, maps: Sequence[Tensor], pooled: Tensor) -> Tensor:
         """Photos (N, 3, H/4, W/4) in [-0.5, 0.5], maps at strides 4 to 32, pooled (N, 1280) -> (N, B, H/4, W/4)."""
@@ -145,10 +145,6 @@ class PictureNetwork(nn.Module):
         self.network, self.decoder = copy.deepcopy(network), decoder
         self.network._fc = nn.Identity()  # ImageNet's classes are not asked for
 
-    @property
-    def bands(self) -> tuple[str, ...]:
-        return self.decoder.bands
-
     def train(self, mode: bool = True) -> PictureNetwork:
         """As in torch, but EfficientNet keeps normalising by ImageNet's statistics: batches here are small."""
         super().train(mode)
@@ -182,7 +178,7 @@ def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConf
             if not (folder / _WEIGHTS).is_file():
                 train_member(crops, bands, weights, folder, member, member.loop(config.loop, number))
     for member, folder in zip(config.members, folders, strict=True):
-        if _load_member(folder / _WEIGHTS).decoder.out.in_channels != member.width:
+        if _width_of(folder / _WEIGHTS) != member.width:
             raise TrainingError(f"{folder} was trained with another width: choose another output folder")
     return output
 
@@ -199,11 +195,15 @@ def load_network(load: Callable[[], EfficientNetLite0] | None = None) -> Efficie
         raise TrainingError(str(error)) from error
 
 
+def _width_of(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return file.get_slice("decoder.out.weight").get_shape()[1]
+
+
 def _load_member(path: Path) -> PictureNetwork:
-    weights = load_file(path)
-    decoder = PictureDecoder(weights["decoder.out.weight"].shape[1], dropout=0.0, bands=_bands_of(path))
+    decoder = PictureDecoder(_width_of(path), dropout=0.0, bands=_bands_of(path))
     member = PictureNetwork(EfficientNetLite0(), decoder).eval().requires_grad_(False)
-    member.load_state_dict(weights)
+    member.load_state_dict(load_file(path))
     return member
 
 

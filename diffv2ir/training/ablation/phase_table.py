@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,9 @@ class PhaseTable:
         """Train one combination; stages that others have too are found."""
 
         def without(config: PhaseConfig) -> PhaseConfig:
-            return reduce(lambda config, condition: _NEVER[condition](config), never, config)
+            for condition in never:
+                config = _NEVER[condition](config)
+            return config
 
         folder, (name, config) = starts[phases[0]], self.recipe.phase3
         if phases[1]:
