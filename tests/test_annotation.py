@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 
 import pytest
@@ -156,6 +157,25 @@ def test_speed_is_told_while_a_shard_is_in_work(data, bundle_folder, monkeypatch
     annotate(data, bundle_folder)
     assert lines[-1].startswith("3/3 shards, 5 images, ") and lines[-1].endswith(" 0:00:00 left")
     assert not any("shards, 6 images" in line for line in lines)
+
+
+def test_a_shard_that_gets_done_during_a_report_counts_once(tmp_path, monkeypatch, capsys):
+    now, threads = {"a.tar": ("before", 0)}, []
+    monkeypatch.setattr(annotation_job, "progress", lambda folder, shard: now[shard])
+    status = annotation_job._Status(tmp_path, {"a.tar": 4})
+
+    def gets_done(folder, shard):
+        threads.append(threading.Thread(target=status.pass_shard, args=(shard, 4)))
+        threads[-1].start()
+        threads[-1].join(0.1)
+        return "after", 3
+
+    monkeypatch.setattr(annotation_job, "progress", gets_done)
+    status.report()
+    threads[0].join()
+    status.report()
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("0/1 shards, 3 images, ") and last.startswith("1/1 shards, 4 images, ")
 
 
 class _Deadly:

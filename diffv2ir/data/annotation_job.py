@@ -74,10 +74,17 @@ class _Status:
         self.before = {shard: progress(folder, shard)[0] for shard in images}
         self.passed: set[str] = set()
         self.made = 0
+        self._lock = threading.Lock()
 
     def pass_shard(self, shard: str, made: int) -> None:
-        self.passed.add(shard)
-        self.made += made
+        with self._lock:
+            self.passed.add(shard)
+            self.made += made
+
+    def report(self) -> None:
+        """Print it; from several threads, no shard counts twice and no line comes after a newer one."""
+        with self._lock:
+            print(self, flush=True)
 
     def __str__(self) -> str:
         waiting = self.images.keys() - self.passed
@@ -110,13 +117,13 @@ def _every(seconds: float, report: Callable[[], None]) -> Iterator[None]:
 def _follow(results: Iterator[Result], status: _Status) -> int:
     """Print speed and time left after every shard, and meanwhile; returns the images made."""
     failed, taken = [], 0
-    with _every(REPORT_EVERY, lambda: print(status, flush=True)):
+    with _every(REPORT_EVERY, status.report):
         for shard, count, error in results:
             status.pass_shard(shard, count or 0)
             taken += count is None and not error
             if error:
                 failed.append(f"{shard}: {error}")
-            print(status, flush=True)
+            status.report()
     if failed:
         raise DataError(f"{len(failed)} shard(s) failed; start again to retry them:\n  " + "\n  ".join(failed))
     if taken:
