@@ -16,12 +16,13 @@ from diffv2ir.data import read_examples
 from diffv2ir.edges import brightness, colours, follow_edges, follow_edges_of_batch, generated_window, gray_levels
 from diffv2ir.imaging import open_image, to_tensor
 from diffv2ir.pipeline import DiffV2IRPipeline
-from diffv2ir.training.cache import ViewConfig, encode_mode
-from diffv2ir.training.diffusion import PromptEncoder
+from diffv2ir.training.cache import FLAT_INFRARED, ViewConfig, encode_mode
+from diffv2ir.training.diffusion import NoiseConfig, PromptEncoder
 from diffv2ir.training.fresh import FreshViews, TaughtConfig, expose
 from diffv2ir.training.images import resize_shorter
 from diffv2ir.training.loop import Draw, LoopConfig, Sampler
 from diffv2ir.training.phases import PhaseConfig, train_phase
+from diffv2ir.training.pictures import PictureConfig
 from diffv2ir.training.teacher import Member, Teacher, TeacherConfig, load_network, train_teacher
 
 VIEW = ViewConfig(resize=72, crop=64, zoom=1.5, jitter=0.3)
@@ -58,8 +59,8 @@ def map_of(examples, tmp_path_factory):
 def make(examples, teacher_folder, map_of):
     vae, teacher = make_vae().eval(), Teacher(teacher_folder)
 
-    def views(view=VIEW, weights=None, network=None, **config):
-        return FreshViews(examples, vae, view, map_of, teacher, TaughtConfig(**config), weights, network)
+    def views(view=VIEW, weights=None, network=None, pixels=False, **config):
+        return FreshViews(examples, vae, view, map_of, teacher, TaughtConfig(**config), weights, network, pixels)
 
     return views
 
@@ -242,6 +243,63 @@ def test_partners_come_by_their_weights(examples, make):
     assert bool((after[kept] >= before[kept] - 1e-6).all()) and float((after[kept] - before[kept]).mean()) > 0.05
 
 
+def test_real_views_have_what_the_camera_saw(examples, make):
+    """The same window of photo and camera's picture; of the rest the target is the teacher's."""
+    view = replace(VIEW, jitter=0.0, edge_radius=5)
+    fresh = make(replace(view, edge_radius=0), real=0.5, mix=0.5)
+    fresh._infrared = fresh._photos  # a camera that sees the photo, in three channels
+    draws = draws_of(range(60), len(examples))
+    pictures = fresh.pictures(draws)
+    real = [fresh._is_real(draw) for draw in draws]
+    assert 15 < sum(real) < 45
+    torch.testing.assert_close(pictures["picture"][real], pictures["visible"][real])
+    fresh = make(view, real=0.5, mix=0.5, other_band=1.0, pixels=True)
+    pictures = fresh.pictures(draws)
+    assert pictures["picture"].shape == pictures["infrared"].shape == (60, 1, 64, 64)
+    views = fresh.batch([examples[draw.index] for draw in draws], draws)
+    for place, (draw, is_real, made) in enumerate(zip(draws, real, views, strict=True)):
+        own = examples[draw.index].band
+        band = fresh.band(examples[draw.index], draw)
+        assert (band == own) == is_real
+        target = pictures["infrared"][place : place + 1]
+        if not is_real:
+            target = fresh.teacher.pictures(pictures["visible"][place : place + 1], [band])
+        latents = encode_mode(fresh.vae, 2 * target.expand(-1, 3, -1, -1) - 1)[0]
+        torch.testing.assert_close(made["infrared"], latents, atol=1e-4, rtol=1e-4)
+        assert ({"photo", "picture"} <= set(made)) == is_real
+        if is_real:
+            assert torch.equal(made["photo"], pictures["visible"][place])
+            assert torch.equal(made["picture"], pictures["picture"][place])
+    plain = make(replace(view, edge_radius=0), real=1.0).pictures(draws[:1])
+    assert torch.equal(plain["picture"], plain["infrared"])
+    followed = make(view, real=1.0).pictures(draws[:1])
+    expected = follow_edges(*(brightness_of(followed[role]) for role in ("picture", "visible")), 5, flat=FLAT_INFRARED)
+    np.testing.assert_allclose(followed["infrared"][0, 0].numpy(), expected.clip(0, 1), atol=5e-3)
+
+
+def brightness_of(pictures):
+    """Gray levels (H, W) of the first of a batch."""
+    return (gray_levels(pictures[:1]) if pictures.shape[1] == 3 else pictures[:1])[0, 0].numpy()
+
+
+def test_real_views_are_pasted_from_their_own_band(examples, make):
+    fresh = make(real=1.0, mix=1.0)
+    for number, example in enumerate(examples):
+        fresh._infrared.pictures[number] = 255 * (example.band == "NIR")
+        fresh._photos.pictures[number] = 255 * (example.band == "NIR")
+    plain = make(real=1.0)
+    draws = draws_of(range(40), len(examples))
+    for draw, picture, photo in zip(
+        draws, *(fresh.pictures(draws)[role] for role in ("picture", "visible")), strict=True
+    ):
+        wanted = float(examples[draw.index].band == "NIR")
+        assert float((picture - wanted).abs().max()) < 1e-5 and float((photo - wanted).abs().max()) < 1e-5
+    # Rectangles alone: there is always something left.
+    fresh = make(real=1.0, mix=1.0)
+    same = (fresh.pictures(draws)["picture"] == plain.pictures(draws)["picture"]).float().mean(dim=(1, 2, 3))
+    assert 20 < int((same < 0.999).sum()) and int((same > 0.2).sum()) > 30
+
+
 def test_phase_2_with_fresh_views(examples, teacher_folder, bundle_folder, tmp_path, monkeypatch):
     asked = []
     encode = PromptEncoder.__call__
@@ -258,6 +316,12 @@ def test_phase_2_with_fresh_views(examples, teacher_folder, bundle_folder, tmp_p
     assert one == two
     assert {prompt.rsplit(" into ")[1] for prompt in asked} == {"infrared", "near infrared"}
     assert not (tmp_path / "cache" / "latents").exists()
+    taught = TaughtConfig(mix=0.5, real=0.6, uses=2)
+    noise = NoiseConfig(last_step_share=0.7)
+    shown = replace(config, taught=taught, picture=PictureConfig(), noise=noise, loop=replace(loop, log_every=1))
+    train_phase(shown, examples, start, tmp_path / "shown", **options)
+    figures = json.loads((tmp_path / "shown" / "history.json").read_text())["history"]
+    assert any(step.get("picture", 0) > 0 for step in figures)
     history = json.loads((tmp_path / "one" / "history.json").read_text())
     assert history["config"]["taught"]["mix"] == 0.5 and history["history"][-1]["seeing"] > 0
     assert DiffV2IRPipeline.from_pretrained(results[0]).styles == ["general"]

@@ -189,6 +189,14 @@ def test_the_picture_is_asked_for_at_the_last_timestep(rescale):
     )
     torch.testing.assert_close(both, alone + 0.25 * (plain - alone))
 
+    # Of samples without a picture the latents count whole.
+    pictured = [number % 2 == 0 for number in range(12)]
+    some = objective(wrong, draws, targets, ["a"] * 12, conditions, picture=picture, pictured=pictured)["loss"]
+    assert asked["places"].tolist() == [place for place in last.tolist() if pictured[place]] != []
+    torch.testing.assert_close(some, plain + 3 * len(asked["places"]) / 12)
+    none = objective(wrong, draws, targets, ["a"] * 12, conditions, picture=picture, pictured=[False] * 12)
+    assert none["loss"] == plain and "picture" not in none
+
 
 # Views with their pixels
 

@@ -167,7 +167,7 @@ def test_what_does_not_fit_a_teacher_is_named(examples, bundle_folder, tmp_path)
         replace(config, taught=None, cut_mix=1.1)
     with pytest.raises(ValueError, match="cut_mix is for views that are kept"):
         replace(config, cut_mix=0.5)
-    with pytest.raises(ValueError, match="picture needs what a camera saw: remove taught"):
+    with pytest.raises(ValueError, match="picture needs what a camera saw: let a share of taught be real"):
         replace(config, picture=PictureConfig())
     with pytest.raises(ValueError, match="other_band needs prompts that say the band"):
         replace(config, taught=TaughtConfig(other_band=0.2), fixed_prompt="")

@@ -37,7 +37,7 @@ from diffv2ir.vlum.prompt import known_band
 logger = logging.getLogger(__name__)
 
 # Real infrared pictures are sharp: a photo counts as flat below this variance (`follow_edges`).
-_FLAT = 2.5e-4
+FLAT_INFRARED = 2.5e-4
 
 # What random numbers are drawn for.
 _VIEW, _CROP, _PASTE = range(3)
@@ -213,7 +213,7 @@ class Views:
         views = {role: self._cut(open_image(path), example, variant, role) for role, path in pictures.items()}
         if self.config.edge_radius and {"visible", "infrared"} <= views.keys():
             infrared, visible = brightness(views["infrared"]), brightness(views["visible"])
-            followed = follow_edges(infrared, visible, self.config.edge_radius, flat=_FLAT)
+            followed = follow_edges(infrared, visible, self.config.edge_radius, flat=FLAT_INFRARED)
             views["infrared"] = from_levels(followed).convert("RGB")
         return views
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -141,6 +141,7 @@ class DiffusionObjective:
         conditions: Tensor | None,
         seeing: Callable[[Tensor], Tensor] | None = None,
         picture: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None,
+        pictured: Sequence[bool] | None = None,
         picture_latents: float = 1.0,
     ) -> dict[str, Tensor]:
         """Loss of a batch.
@@ -154,6 +155,7 @@ class DiffusionObjective:
             picture: estimates of the target, (M, C, h, w), and the places in the batch of their M samples -> losses of
                 which "picture" is a further one. Asked for the samples at the last timestep, where sampling starts;
                 there the loss of the latents weighs `picture_latents`. For velocity prediction.
+            pictured: which of the N samples have a picture to be compared with; None = all.
         """
         device = next(unet.parameters()).device
         total = self.scheduler.config.num_train_timesteps
@@ -169,7 +171,10 @@ class DiffusionObjective:
         predicted = output.sample.float()
         errors = F.mse_loss(predicted, self._wanted(latents, noise, timesteps), reduction="none").mean(dim=(1, 2, 3))
         weights = self._weights(timesteps)
-        last = (timesteps == total - 1).nonzero()[:, 0]
+        last = timesteps == total - 1
+        if pictured is not None:
+            last &= torch.tensor(pictured, device=device)
+        last = last.nonzero()[:, 0]
         if picture is not None:
             weights[last] *= picture_latents
         losses = {"loss": (errors * weights).mean()}

@@ -3,7 +3,8 @@
 What a teacher sees is learnt as a function, and not photo by photo, where it is asked about ever other pictures (Beyer
 et al. 2022). Views that are kept on disk (`LatentCache`) are a few thousand, and a small UNet learns them by heart.
 These are cut, exposed and encoded as those are, in torch instead of Pillow; some are made of two photos. The teacher
-sees each at the size that it was trained at, which tells it more than the crop that the UNet is shown.
+sees each at the size that it was trained at, which tells it more than the crop that the UNet is shown. Of a share of
+the views the target is what the camera saw.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffv2ir.data import Example
-from diffv2ir.edges import gray_levels
+from diffv2ir.edges import follow_edges_of_batch, gray_levels
 from diffv2ir.efficientnet import EfficientNetLite0
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import latent_stride
-from diffv2ir.training.cache import ViewConfig, encode_mode
+from diffv2ir.training.cache import FLAT_INFRARED, ViewConfig, encode_mode
 from diffv2ir.training.images import resize_shorter
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.training.teacher import Teacher
@@ -34,7 +35,9 @@ from diffv2ir.vlum.prompt import known_band
 _MAP_STRIDE = 32
 
 # What random numbers are drawn for.
-_VIEW, _BAND, _CHANGE = 11, 12, 13
+_VIEW, _BAND, _CHANGE, _REAL = 11, 12, 13, 14
+# The least that `follow_edges_of_batch` takes, a window of one pixel.
+_NO_BLUR = 0.1
 # How many numbers a view of one photo needs, and mixing two.
 _OF_PHOTO, _OF_MIX = 7, 8
 
@@ -44,7 +47,8 @@ class _Canvases:
     """Pictures of all examples, each in the upper left corner of a square, which its last pixels fill up.
 
     Attributes:
-        pictures: uint8 [N, 3, side, side]. sizes: height and width of each, float32 [N, 2].
+        pictures: uint8 [N, 3, side, side], of what cameras saw [N, 1, side, side].
+        sizes: height and width of each, float32 [N, 2].
     """
 
     pictures: Tensor
@@ -60,6 +64,8 @@ class TaughtConfig:
             of both (Zhang et al. 2018, Yun et al. 2019). A teacher can be asked about any picture.
         other_band: share of the views that ask for another band than the camera's: that a photo is of some data set
             does not say which band is wanted.
+        real: share of the views whose target is what the camera saw, in its band. They are mixed by rectangles alone,
+            of pairs of the same band: what is pasted brings its own target along.
         uses: in how many draws of its example a view is used, on average. To make one takes as long as several steps
             of a small UNet on it. 1 = each draw has its own.
         seeing: weight of a second loss, how far the middle of the UNet is from what EfficientNet-Lite0 sees in the
@@ -68,11 +74,12 @@ class TaughtConfig:
 
     mix: float = 0.0
     other_band: float = 0.0
+    real: float = 0.0
     uses: int = 1
     seeing: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("mix", "other_band"):
+        for name in ("mix", "other_band", "real"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.uses < 1:
@@ -82,10 +89,10 @@ class TaughtConfig:
 
 
 class FreshViews:
-    """What `LatentCache` has of the draws of a training, always new; the target is always the teacher's.
+    """What `LatentCache` has of the draws of a training, always new; the target is the teacher's or the camera's.
 
     All photos and maps stay in memory, at about the size of the views, each as a square: 0.9 MB an example of 4 : 3
-    with views of 256 to 320 pixels.
+    with views of 256 to 320 pixels, and 1.1 MB where there are targets of cameras.
 
     Args:
         examples: those of the training, by the draws' index. weights: how often each is drawn, and mixed into others.
@@ -94,6 +101,7 @@ class FreshViews:
         map_path: the segmentation map of an example; None = latents without "segmentation".
         teacher, network, vae: on the device.
         network: None = latents without "seen".
+        pixels: views whose target is the camera's have "photo" and "picture", as those of `LatentCache`.
 
     Raises:
         ValueError: the crop is not a whole number of latents.
@@ -109,14 +117,17 @@ class FreshViews:
         config: TaughtConfig = TaughtConfig(),
         weights: Sequence[float] | None = None,
         network: EfficientNetLite0 | None = None,
+        pixels: bool = False,
     ):
         stride = latent_stride(vae)
         if view.crop % stride:
             raise ValueError(f"crop must be a multiple of the autoencoder's {stride} pixels, got {view.crop}")
         self.vae, self.view, self.teacher, self.network, self.config = vae, view, teacher, network, config
-        self.device = next(vae.parameters()).device
+        self.device, self.pixels = next(vae.parameters()).device, pixels
         weights = torch.tensor(weights or [1.0] * len(examples), dtype=torch.float64)
-        self._cumulative = weights.cumsum(0)
+        self._cumulative = weights.cumsum(0).numpy()
+        self._bands = np.array([known_band(example.band) for example in examples])
+        self._cumulative_of = {band: (weights.numpy() * (self._bands == band)).cumsum() for band in set(self._bands)}
         # For how many epochs a view of each example is used, and the one that each has now, by its number.
         self._epochs = None if config.uses == 1 else (config.uses * weights.mean() / weights).tolist()
         self._kept: dict[int, tuple[int, dict[str, Tensor]]] = {}
@@ -127,10 +138,15 @@ class FreshViews:
         self._maps = None
         if map_path is not None:
             self._maps = self._load([map_path(example) for example in examples], side, Image.Resampling.NEAREST)
+        self._infrared = None
+        if config.real:
+            self._infrared = self._load([e.infrared for e in examples], side, Image.Resampling.BICUBIC, channels=1)
 
     def band(self, example: Example, draw: Draw) -> str:
         """The band that the view of a draw is asked for in: the camera's, or another."""
         own = known_band(example.band)
+        if self._is_real(draw):
+            return own
         others = [band for band in self.teacher.bands if band != own]
         chance, which = self._random(draw, _BAND, 2)
         if not others or chance >= self.config.other_band:
@@ -153,37 +169,52 @@ class FreshViews:
     def _made(self, examples: Sequence[Example], draws: Sequence[Draw]) -> list[dict[str, Tensor]]:
         pictures = self.pictures(draws)
         photos = pictures["visible"].contiguous(memory_format=torch.channels_last)
-        bands = [self.band(example, draw) for example, draw in zip(examples, draws, strict=True)]
-        pictures["infrared"] = self.teacher.pictures(photos, bands)
+        pictures["visible"] = _shrunk(photos, self.view.crop)
+        real = np.array([self._is_real(draw) for draw in draws])
+        taken = pictures.pop("picture", None)
+        if taught := np.flatnonzero(~real).tolist():
+            bands = [self.band(examples[place], draws[place]) for place in taught]
+            answers = _shrunk(self.teacher.pictures(photos[taught], bands), self.view.crop)
+            pictures.setdefault("infrared", answers.new_empty(len(draws), *answers.shape[1:]))[taught] = answers
         parameter = next(self.vae.parameters())
         encoded = {}
         for role, values in pictures.items():
-            shown = _shrunk(values, self.view.crop).expand(-1, 3, -1, -1)
-            images = (2 * shown - 1).to(parameter.dtype, memory_format=torch.channels_last)
+            images = (2 * values.expand(-1, 3, -1, -1) - 1).to(parameter.dtype, memory_format=torch.channels_last)
             encoded[role] = encode_mode(self.vae, images).float()
         if self.network is not None:
             seen = self.network.maps((photos * 255 - 127) / 128)[-1].float()
             encoded["seen"] = F.adaptive_avg_pool2d(seen, max(1, self.view.crop // _MAP_STRIDE))
-        return [{role: values[place].clone() for role, values in encoded.items()} for place in range(len(draws))]
+        views = [{role: values[place].clone() for role, values in encoded.items()} for place in range(len(draws))]
+        if self.pixels:
+            for place in np.flatnonzero(real):
+                views[place] |= {"photo": pictures["visible"][place].clone(), "picture": taken[place].clone()}
+        return views
 
     def pictures(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
         """The draws' views before they are encoded, in [0, 1].
 
         "visible" is (N, 3, side, side), of which `side` is the teacher's or, if that is larger, the crop's;
-        "segmentation" is (N, 3, crop, crop).
+        "segmentation" is (N, 3, crop, crop). Where some targets are the cameras', "picture" is what they saw and
+        "infrared" the same with the edges that `view.edge_radius` asks for, (N, 1, crop, crop).
         """
         numbers = np.array([self._random(draw, _VIEW, 2 * _OF_PHOTO + _OF_MIX) for draw in draws])
         own, other, mixing = np.split(numbers, [_OF_PHOTO, 2 * _OF_PHOTO], axis=1)
         places = np.array([draw.index for draw in draws])
         views = self._cut(places, own)
-        partners = np.searchsorted(self._cumulative.numpy(), mixing[:, 0] * float(self._cumulative[-1]), side="right")
-        mixed = np.flatnonzero(mixing[:, 1] < self.config.mix)
-        if len(mixed):
-            views = self._mixed(views, self._cut(partners[mixed], other[mixed]), mixed, mixing)
+        if len(mixed := np.flatnonzero(mixing[:, 1] < self.config.mix)):
+            real = [self._is_real(draws[place]) for place in mixed]
+            partners = [
+                np.searchsorted(cumulative, number * cumulative[-1], side="right")
+                for number, place, is_real in zip(mixing[mixed, 0], places[mixed], real, strict=True)
+                for cumulative in [self._cumulative_of[self._bands[place]] if is_real else self._cumulative]
+            ]
+            others = self._cut(np.array(partners), other[mixed])
+            pasted = (mixing[mixed, 2] < 0.5) | np.array(real)
+            views = self._mixed(views, others, mixed, pasted, mixing[mixed, 3:])
         return views
 
     def _cut(self, places: np.ndarray, numbers: np.ndarray) -> dict[str, Tensor]:
-        """A view of each photo by its random numbers: zoom, place, mirror image and exposure; the map likewise."""
+        """A view of each photo by its random numbers: zoom, place, mirror image and exposure; the others likewise."""
         view = self.view
         zoom, top, left, flip, *exposure = torch.from_numpy(numbers).float().T
         sizes = self._photos.sizes[places]  # [N, 2]
@@ -201,23 +232,35 @@ class FreshViews:
             return F.grid_sample(whole, grid.to(self.device), mode, "border", align_corners=False)
 
         photos = sample(self._photos, self._seen, "bilinear")
-        views = {"visible": photos}
         if view.jitter:
             factors = ((2 * torch.stack(exposure) - 1) * view.jitter).exp()
-            views["visible"] = expose(photos, *factors.to(self.device)[:, :, None, None, None])
+            photos = expose(photos, *factors.to(self.device)[:, :, None, None, None])
+        views = {"visible": photos}
         if self._maps is not None:
             views["segmentation"] = sample(self._maps, view.crop, "nearest")
+        if self._infrared is not None:
+            views["picture"] = views["infrared"] = _shrunk(sample(self._infrared, self._seen, "bilinear"), view.crop)
+            if view.edge_radius:
+                photos = gray_levels(_shrunk(photos, view.crop))
+                views["infrared"] = follow_edges_of_batch(
+                    views["picture"], photos, view.edge_radius, _NO_BLUR, FLAT_INFRARED
+                ).clamp(0, 1)
         return views
 
     def _mixed(
-        self, views: Mapping[str, Tensor], others: Mapping[str, Tensor], mixed: np.ndarray, numbers: np.ndarray
+        self,
+        views: Mapping[str, Tensor],
+        others: Mapping[str, Tensor],
+        mixed: np.ndarray,
+        pasted: np.ndarray,
+        numbers: np.ndarray,
     ) -> dict[str, Tensor]:
         """The views, of which those at the places `mixed` have a part of another.
 
-        One half has a rectangle of the other, photo and map. The other half is a mean of both photos, with the map of
-        the one that shows more.
+        Those that are `pasted` have a rectangle of the other, photo and map. The rest is a mean of both photos, with
+        the map of the one that shows more.
         """
-        pasted, weight, *box = torch.from_numpy(numbers[mixed, 2:]).float().to(self.device).T  # [M] each
+        weight, *box = torch.from_numpy(numbers).float().to(self.device).T  # [M] each
 
         def rectangles(size: int) -> Tensor:
             steps = (torch.arange(size, device=self.device) + 0.5) / size
@@ -228,17 +271,21 @@ class FreshViews:
 
             return (within(box[2], box[3])[:, :, None] & within(box[0], box[1])[:, None, :])[:, None].float()
 
-        paste = (pasted < 0.5)[:, None, None, None]
+        paste = torch.from_numpy(pasted).to(self.device)[:, None, None, None]
         weight = weight[:, None, None, None]
         result = dict(views)
         for role, values in views.items():
             # A map has the colours of its regions and none between them.
             share = torch.where(
-                paste, rectangles(values.shape[-1]), weight if role == "visible" else (weight > 0.5).float()
+                paste, rectangles(values.shape[-1]), (weight > 0.5).float() if role == "segmentation" else weight
             )
             result[role] = values.clone()
             result[role][mixed] = values[mixed] + share * (others[role] - values[mixed])
         return result
+
+    def _is_real(self, draw: Draw) -> bool:
+        """Whether the target of the view of a draw is what the camera saw."""
+        return self.config.real > 0 and self._random(draw, _REAL, 1)[0] < self.config.real
 
     def _number(self, draw: Draw) -> int:
         """Which of its example's views the draw has. Not all change in the same epoch."""
@@ -250,13 +297,13 @@ class FreshViews:
         generator = torch.Generator().manual_seed(mix_seed(draw.seed, draw.index, self._number(draw), purpose))
         return torch.rand(count, generator=generator).tolist()
 
-    def _load(self, paths: Sequence[Path], shorter: int, resampling: Image.Resampling) -> _Canvases:
+    def _load(self, paths: Sequence[Path], shorter: int, resampling: Image.Resampling, channels: int = 3) -> _Canvases:
         def read(path: Path) -> np.ndarray:
             image = resize_shorter(open_image(path), shorter, resampling)
             # Of a panorama the middle.
             width, height = (min(length, 2 * shorter) for length in image.size)
             left, top = (image.width - width) // 2, (image.height - height) // 2
-            return np.array(image.crop((left, top, left + width, top + height))).transpose(2, 0, 1)
+            return np.array(image.crop((left, top, left + width, top + height))).transpose(2, 0, 1)[:channels]
 
         with ThreadPoolExecutor() as pool:
             pictures = list(pool.map(read, paths))

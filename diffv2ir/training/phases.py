@@ -158,8 +158,8 @@ class PhaseConfig:
             raise ValueError(f"cut_mix must lie in [0, 1], got {self.cut_mix}")
         if self.taught and self.cut_mix:
             raise ValueError("cut_mix is for views that are kept: taught has mix")
-        if self.taught and self.picture:
-            raise ValueError("picture needs what a camera saw: remove taught")
+        if self.taught and self.picture and not self.taught.real:
+            raise ValueError("picture needs what a camera saw: let a share of taught be real")
         if self.start_share and self.phase not in ("2", "3"):
             raise ValueError("start_share is for phases 2 and 3: the others start with what knows no pairs")
         if not 0 <= self.start_share < 1:
@@ -308,10 +308,11 @@ def train_phase(
         joined = None if conditions[0] is None else torch.stack(conditions)
         head = partial(_seeing_loss, trained, seeing, features) if seeing else None
         picture = partial(_shown_loss, pictures, shown) if pictures else None
+        pictured = ["picture" in views for views in shown]
         weight = config.picture.latents if pictures else 1.0
         return objective(
             model, draws, torch.stack(targets), list(texts), joined,
-            seeing=head, picture=picture, picture_latents=weight,
+            seeing=head, picture=picture, pictured=pictured, picture_latents=weight,
         )  # fmt: skip
 
     def save(folder: Path, model: nn.Module) -> None:
@@ -474,7 +475,7 @@ def _fill_caches(
         network = copy.deepcopy(load_network()).to(device) if config.taught.seeing else None
         return FreshViews(
             examples, parts.vae, config.view, maps and maps.path, Teacher(teacher).to(device), config.taught,
-            config.weights(examples), network,
+            config.weights(examples), network, config.picture is not None,
         ), captions  # fmt: skip
     shown = config.picture is not None
     latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, shown)
