@@ -22,14 +22,12 @@ from diffv2ir.training.cache import (
     CaptionCache,
     LatentCache,
     MapCache,
-    Paster,
     Share,
     ViewConfig,
     encode_mode,
     file_hash,
 )
 from diffv2ir.training.images import resize_shorter
-from diffv2ir.training.loop import Draw
 from diffv2ir.vlum import SamSegmenter
 
 VIEW = ViewConfig(resize=20, crop=16, variants=2)
@@ -302,68 +300,6 @@ def test_maps_are_drawn_once_and_given_maps_are_used(examples, segmenter, tmp_pa
     MapCache(tmp_path, segmenter, "regions").fill(examples)
     own = dataclasses.replace(examples[0], segmentation=examples[0].infrared)
     assert maps.path(own) == own.segmentation
-
-
-# Rectangles of other pairs
-
-
-class Constants:
-    """Latents whose views are one number everywhere, that of the example."""
-
-    def __init__(self, examples):
-        self.values = {example.id: float(number) for number, example in enumerate(examples)}
-
-    def load(self, example, epoch):
-        return {role: torch.full((2, 8, 6), self.values[example.id]) for role in ("visible", "infrared")}
-
-
-def three_of_two_bands(examples):
-    pair = next(example for example in examples if example.visible and example.infrared)
-    return [dataclasses.replace(pair, id=band + str(n), band=band) for n, band in enumerate(("LWIR", "NIR", "LWIR"))]
-
-
-def paste_often(latents, examples, share, weights=None, count=400):
-    paster = Paster(latents, examples, share, weights)
-    draws = [Draw(position, position // 3, 0, seed=4) for position in range(count)]
-    own = latents.load(examples[0], 0)
-    return [None if (pasted := paster.paste(own, "LWIR", draw)) is own else pasted for draw in draws]
-
-
-def test_a_rectangle_of_another_pair_of_the_band_is_pasted_into_all_roles(examples):
-    examples = three_of_two_bands(examples)
-    latents = Constants(examples)
-    views = paste_often(latents, examples, 1.0)
-    for view in views:
-        assert torch.equal(view["visible"], view["infrared"])
-        other = view["infrared"][0] == 2
-        assert torch.equal(other | (view["infrared"][0] == 0), torch.ones(8, 6, dtype=torch.bool))  # never the NIR one
-        rows, columns = other.any(1), other.any(0)
-        assert torch.equal(other, rows[:, None] & columns[None])
-        for line in (rows, columns):
-            assert (line[1:] != line[:-1]).sum() <= 2
-    assert 0.3 < np.mean([bool((view["infrared"] == 2).any()) for view in views]) < 0.6  # half are of the photo itself
-
-
-def test_the_share_and_the_weights_of_pasted_pairs(examples):
-    examples = three_of_two_bands(examples)
-    latents = Constants(examples)
-    assert all(view is None for view in paste_often(latents, examples, 0.0))
-    untouched = np.mean([view is None for view in paste_often(latents, examples, 0.3)])
-    assert 0.6 < untouched < 0.8
-    views = paste_often(latents, examples, 1.0, [1.0, 1.0, 0.0])
-    assert all((view["infrared"] == 0).all() for view in views)
-
-
-def test_pasting_is_a_function_of_the_draw_and_leaves_the_views_alone(examples):
-    examples = three_of_two_bands(examples)
-    latents = Constants(examples)
-    own = latents.load(examples[0], 0)
-    paster = Paster(latents, examples, 1.0)
-    draws = [Draw(position, 0, 0, seed=4) for position in range(20)]
-    first, again = ([paster.paste(own, "LWIR", draw)["infrared"] for draw in draws] for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert len({tuple(value.flatten().tolist()) for value in first}) > 5
-    assert (own["infrared"] == 0).all()
 
 
 # Captions

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 from diffv2ir.data import read_examples
 from diffv2ir.training.cache import ViewConfig
 from diffv2ir.training.dry_run import count_parameters, count_trainable, device_memory, dry_run
-from diffv2ir.training.fresh import TaughtConfig
+from diffv2ir.training.fresh import FreshConfig
 from diffv2ir.training.loop import LoopConfig
 from diffv2ir.training.phases import LoraSettings, PhaseConfig, prepare_unet, train_phase
 from train import launch
@@ -94,7 +94,7 @@ def test_text_names_batch_epochs_and_sizes(start, bundle_folder, data):
 
 def test_fresh_views_take_no_disk(start, bundle_folder, data):
     kept = replace(PHASES["2"], view=ViewConfig(variants=10**6))
-    texts = [str(dry_run(replace(kept, taught=fresh), data, start, bundle_folder)) for fresh in (None, TaughtConfig())]
+    texts = [str(dry_run(replace(kept, fresh=fresh), data, start, bundle_folder)) for fresh in (None, FreshConfig())]
     assert ["latents at most 0.00 GB" in text for text in texts] == [False, True]
 
 
@@ -250,7 +250,7 @@ def test_what_is_missing_is_listed(start, bundle_folder, data, tmp_path):
 
 
 def test_teacher_that_is_not_there_is_missing(start, bundle_folder, data, tmp_path):
-    taught = replace(PHASES["2"], taught=TaughtConfig())
+    taught = replace(PHASES["2"], fresh=FreshConfig())
     (problem,) = dry_run(taught, data, start, bundle_folder).missing
     assert "python -m train.teacher" in problem and "none was given" in problem
     (problem,) = dry_run(taught, data, start, bundle_folder, tmp_path).missing

@@ -18,7 +18,7 @@ from diffv2ir.imaging import open_image, to_tensor
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training.cache import FLAT_INFRARED, ViewConfig, encode_mode
 from diffv2ir.training.diffusion import NoiseConfig, PromptEncoder
-from diffv2ir.training.fresh import FreshViews, TaughtConfig, expose
+from diffv2ir.training.fresh import FreshConfig, FreshViews, expose
 from diffv2ir.training.images import resize_shorter
 from diffv2ir.training.loop import Draw, LoopConfig, Sampler
 from diffv2ir.training.phases import PhaseConfig, train_phase
@@ -60,7 +60,7 @@ def make(examples, teacher_folder, map_of):
     vae, teacher = make_vae().eval(), Teacher(teacher_folder)
 
     def views(view=VIEW, weights=None, network=None, pixels=False, **config):
-        return FreshViews(examples, vae, view, map_of, teacher, TaughtConfig(**config), weights, network, pixels)
+        return FreshViews(examples, vae, view, map_of, teacher, FreshConfig(**config), weights, network, pixels)
 
     return views
 
@@ -192,7 +192,7 @@ def test_the_teacher_sees_more_than_the_unet(examples, make, teacher_folder):
 def test_a_view_is_used_about_as_often_as_asked(examples, make, monkeypatch, weights):
     """And what is kept changes nothing: a training that goes on later makes the same views."""
     few = examples[:3]
-    config = TaughtConfig(mix=0.5, other_band=0.5, uses=4)
+    config = FreshConfig(mix=0.5, other_band=0.5, uses=4)
     fresh = FreshViews(few, make().vae, VIEW, None, make().teacher, config, weights)
     made = []
     make_views = FreshViews._made
@@ -307,7 +307,7 @@ def test_phase_2_with_fresh_views(examples, teacher_folder, bundle_folder, tmp_p
     loop = LoopConfig(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=1, ema_decay=0.5)
     view = ViewConfig(resize=36, crop=32, zoom=1.2)
     config = PhaseConfig(
-        "2", loop, view=view, map_style="union", taught=TaughtConfig(mix=0.5, other_band=0.5, seeing=0.1), dropout=0.0
+        "2", loop, view=view, map_style="union", fresh=FreshConfig(mix=0.5, other_band=0.5, seeing=0.1), dropout=0.0
     )
     start = make_start_folder(bundle_folder, tmp_path / "start")
     options = {"cache": tmp_path / "cache", "vlum": bundle_folder, "teacher": teacher_folder}
@@ -316,14 +316,14 @@ def test_phase_2_with_fresh_views(examples, teacher_folder, bundle_folder, tmp_p
     assert one == two
     assert {prompt.rsplit(" into ")[1] for prompt in asked} == {"infrared", "near infrared"}
     assert not (tmp_path / "cache" / "latents").exists()
-    taught = TaughtConfig(mix=0.5, real=0.6, uses=2)
+    some = FreshConfig(mix=0.5, real=0.6, uses=2)
     noise = NoiseConfig(last_step_share=0.7)
-    shown = replace(config, taught=taught, picture=PictureConfig(), noise=noise, loop=replace(loop, log_every=1))
+    shown = replace(config, fresh=some, picture=PictureConfig(), noise=noise, loop=replace(loop, log_every=1))
     train_phase(shown, examples, start, tmp_path / "shown", **options)
     figures = json.loads((tmp_path / "shown" / "history.json").read_text())["history"]
     assert any(step.get("picture", 0) > 0 for step in figures)
     history = json.loads((tmp_path / "one" / "history.json").read_text())
-    assert history["config"]["taught"]["mix"] == 0.5 and history["history"][-1]["seeing"] > 0
+    assert history["config"]["fresh"]["mix"] == 0.5 and history["history"][-1]["seeing"] > 0
     assert DiffV2IRPipeline.from_pretrained(results[0]).styles == ["general"]
     with pytest.raises(ValueError, match="multiple of the autoencoder's"):
         train_phase(replace(config, view=ViewConfig(resize=36, crop=31)), examples, start, tmp_path / "odd", **options)

@@ -24,7 +24,7 @@ from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training import phases, validation
 from diffv2ir.training.cache import ViewConfig
 from diffv2ir.training.diffusion import DROPPED_SUBSETS, DiffusionObjective, NoiseConfig, SeeingUNet, build_unet
-from diffv2ir.training.fresh import TaughtConfig
+from diffv2ir.training.fresh import FreshConfig
 from diffv2ir.training.loop import Draw, LoopConfig, TrainingError
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import LoraSettings, Parts, PhaseConfig, UNetSettings, prepare_unet, train_phase
@@ -138,7 +138,7 @@ def test_the_middle_of_the_unet_learns_what_the_imagenet_network_sees(train, cha
     teacher = train_teacher(
         chain.examples, tmp_path / "teacher", TeacherConfig(replace(loop, steps=1), view, (Member(width=16),))
     )
-    result = train(name, start, teacher, taught=TaughtConfig(uses=1000, seeing=1.0), loop=loop, view=view)
+    result = train(name, start, teacher, fresh=FreshConfig(uses=1000, seeing=1.0), loop=loop, view=view)
     seeing = [entry["seeing"] for entry in json.loads((result.parent / "history.json").read_text())["history"]]
     assert len(seeing) == 12 and sum(seeing[-4:]) < sum(seeing[:4])
     weights = unet_state(result)
@@ -171,9 +171,12 @@ def test_the_picture_itself_is_learnt(train, chain, name, start):
     precision = "bf16" if name == "2" else "no"
     loop = replace(LOOP, steps=12, log_every=1, validate_every=0, mixed_precision=precision)
     options = dict(
-        frozen_dtype="bf16", picture=PictureConfig(edge_radius=20), cut_mix=0.5, noise=NoiseConfig(last_step_share=0.8)
+        frozen_dtype="bf16",
+        picture=PictureConfig(edge_radius=20),
+        noise=NoiseConfig(last_step_share=0.8),
+        fresh=FreshConfig(real=1.0, mix=0.5),
     )
-    result = train(name, start, loop=loop, view=ViewConfig(resize=36, crop=32, variants=2), **options)
+    result = train(name, start, loop=loop, view=ViewConfig(resize=36, crop=32), **options)
     history = json.loads((result.parent / "history.json").read_text())["history"]
     known = [entry["picture"] for entry in history if "picture" in entry]
     assert len(known) > 6 and sum(known[-3:]) < sum(known[:3])
@@ -193,7 +196,7 @@ def test_where_a_picture_cannot_be_learnt(train, chain, tmp_path):
     file.write_text(json.dumps(changed))
     chain.results["noise"] = noise
     with pytest.raises(ValueError, match="picture needs a model that predicts velocities"):
-        train("2", "noise", picture=picture)
+        train("2", "noise", picture=picture, fresh=FreshConfig(real=1.0))
     assert not (tmp_path / "cache").exists()  # it is said before anything is made
 
 

@@ -1,22 +1,19 @@
 """The loss of the picture that is shown."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDPMScheduler
-from make_data import draw_scene, make_manifest_dataset
+from make_data import draw_scene
 from torch import nn
 
 from diffv2ir import efficientnet
-from diffv2ir.data import read_examples
 from diffv2ir.efficientnet import EfficientNetLite1, imagenet_network, loss_network
 from diffv2ir.imaging import to_tensor
 from diffv2ir.metrics import ssim, ssim_of_batch
 from diffv2ir.pipeline import DiffV2IRPipeline
-from diffv2ir.training.cache import LatentCache, Paster, ViewConfig
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig
 from diffv2ir.training.loop import Draw
 from diffv2ir.training.pictures import PictureConfig, PictureLoss
@@ -196,59 +193,3 @@ def test_the_picture_is_asked_for_at_the_last_timestep(rescale):
     torch.testing.assert_close(some, plain + 3 * len(asked["places"]) / 12)
     none = objective(wrong, draws, targets, ["a"] * 12, conditions, picture=picture, pictured=[False] * 12)
     assert none["loss"] == plain and "picture" not in none
-
-
-# Views with their pixels
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    data = make_manifest_dataset(tmp_path_factory.mktemp("data"), pairs=4)
-    return [e for e in read_examples(data, split="train") if e.visible and e.infrared]
-
-
-def test_pixels_are_the_same_crop_as_their_latents(examples, tmp_path):
-    view = ViewConfig(resize=44, crop=32, variants=2, zoom=1.3, jitter=0.2, edge_radius=8)
-    cache = LatentCache(tmp_path, Averages(), view, None, pixels=True)
-    cache.fill(examples)
-    for example in examples:
-        for epoch in range(4):
-            crop = cache.load(example, epoch)
-            assert crop["photo"].shape == (3, 32, 32) and crop["picture"].shape == (1, 32, 32)
-            assert 0 <= float(crop["photo"].min()) and float(crop["photo"].max()) <= 1
-            means = F.avg_pool2d(2 * crop["photo"][None] - 1, 4)[0]
-            torch.testing.assert_close(means, crop["visible"], atol=2e-3, rtol=0)
-    # What the camera took, not what follows the photo's edges.
-    infrared = F.avg_pool2d(2 * crop["picture"][None] - 1, 4)[0]
-    assert float((infrared - crop["infrared"][:1]).abs().max()) > 5e-3
-    plain = LatentCache(tmp_path / "plain", Averages(), dataclasses.replace(view, edge_radius=0), None, pixels=True)
-    plain.fill(examples[:1])
-    crop = plain.load(examples[0], 0)
-    means = F.avg_pool2d(2 * crop["picture"][None] - 1, 4)[0]
-    torch.testing.assert_close(means, crop["infrared"][:1], atol=2e-3, rtol=0)
-
-
-def test_without_pixels_the_entries_are_others_and_have_none(examples, tmp_path):
-    view = ViewConfig(resize=32, crop=32, variants=1)
-    cache = LatentCache(tmp_path, Averages(), view, None)
-    cache.fill(examples[:1])
-    assert set(cache.load(examples[0], 0)) == {"visible", "infrared"}
-    LatentCache(tmp_path, Averages(), view, None, pixels=True).fill(examples[:1])
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
-
-
-def test_pixels_are_pasted_where_their_latents_are(examples, tmp_path):
-    view = ViewConfig(resize=40, crop=32, variants=1)
-    cache = LatentCache(tmp_path, Averages(), view, None, pixels=True)
-    cache.fill(examples)
-    paster, changed = Paster(cache, examples, 1.0), 0
-    for position in range(40):
-        draw = Draw(position, position, 0, seed=2)
-        own = cache.load(examples[0], draw.epoch)
-        pasted = paster.paste(own, "LWIR", draw)
-        means = F.avg_pool2d(2 * pasted["photo"][None] - 1, 4)[0]
-        torch.testing.assert_close(means, pasted["visible"], atol=2e-3, rtol=0)
-        means = F.avg_pool2d(2 * pasted["picture"][None] - 1, 4)[0]
-        torch.testing.assert_close(means, pasted["infrared"][:1], atol=2e-3, rtol=0)
-        changed += not torch.equal(pasted["picture"], own["picture"])
-    assert changed > 10

@@ -17,7 +17,7 @@ from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training import loop as loop_module
 from diffv2ir.training.cache import ViewConfig
 from diffv2ir.training.diffusion import PromptEncoder
-from diffv2ir.training.fresh import TaughtConfig
+from diffv2ir.training.fresh import FreshConfig
 from diffv2ir.training.loop import LoopConfig, TrainingError
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import LoraSettings, PhaseConfig, check_teacher, train_phase
@@ -132,14 +132,14 @@ def test_the_prompt_says_the_band_of_the_target(two_bands, bundle_folder, tmp_pa
     train_teacher(two_bands, tmp_path / "teacher", CONFIG)
     loop = LoopConfig(steps=6, batch_size=4, learning_rate=1e-3, warmup_steps=1, ema_decay=0.5)
     view = ViewConfig(resize=36, crop=32, variants=2)
-    config = PhaseConfig("2", loop, view=view, map_style="union", taught=TaughtConfig(other_band=0.5), dropout=0.0)
+    config = PhaseConfig("2", loop, view=view, map_style="union", fresh=FreshConfig(other_band=0.5), dropout=0.0)
     start = make_start_folder(bundle_folder, tmp_path / "start")
     options = {"cache": tmp_path / "cache", "vlum": bundle_folder, "teacher": tmp_path / "teacher"}
     general = train_phase(config, two_bands, start, tmp_path / "two", **options)
     assert {prompt.rsplit(" into ")[1] for prompt in prompts} == {"infrared", "near infrared"}
     assert json.loads((general / "model_index.json").read_text())["bands"] == {}
     prompts.clear()
-    style = replace(config, phase="3", style="near", sources=("odd",), lora=LoraSettings(2, 2), taught=TaughtConfig())
+    style = replace(config, phase="3", style="near", sources=("odd",), lora=LoraSettings(2, 2), fresh=FreshConfig())
     near = train_phase(style, two_bands, general, tmp_path / "three", **options)
     assert {prompt.rsplit(" into ")[1] for prompt in prompts} == {"near infrared"}
     assert json.loads((near / "model_index.json").read_text())["bands"] == {"near": "NIR"}
@@ -149,33 +149,30 @@ def test_the_prompt_says_the_band_of_the_target(two_bands, bundle_folder, tmp_pa
 
 
 def test_what_does_not_fit_a_teacher_is_named(examples, bundle_folder, tmp_path):
-    config = PhaseConfig("2", LOOP, view=CONFIG.view, taught=TaughtConfig())
-    for name in ("mix", "other_band"):
+    config = PhaseConfig("2", LOOP, view=CONFIG.view, fresh=FreshConfig())
+    for name in ("real", "mix", "other_band"):
         for share in (-0.1, 1.5):
             with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\], got {share}"):
-                TaughtConfig(**{name: share})
+                FreshConfig(**{name: share})
     with pytest.raises(ValueError, match="uses must be at least 1, got 0"):
-        TaughtConfig(uses=0)
+        FreshConfig(uses=0)
     with pytest.raises(ValueError, match="seeing must be at least 0, got -1"):
-        TaughtConfig(seeing=-1)
+        FreshConfig(seeing=-1)
     for phase, more in (("base", {}), ("1", {"lora": LoraSettings()})):
-        with pytest.raises(ValueError, match="taught is for phases 2 and 3"):
-            PhaseConfig(phase, LOOP, taught=TaughtConfig(), **more)
-        with pytest.raises(ValueError, match="cut_mix is for phases 2 and 3"):
-            PhaseConfig(phase, LOOP, cut_mix=0.5, **more)
-    with pytest.raises(ValueError, match=r"cut_mix must lie in \[0, 1\], got 1.1"):
-        replace(config, taught=None, cut_mix=1.1)
-    with pytest.raises(ValueError, match="cut_mix is for views that are kept"):
-        replace(config, cut_mix=0.5)
-    with pytest.raises(ValueError, match="picture needs what a camera saw: let a share of taught be real"):
-        replace(config, picture=PictureConfig())
+        with pytest.raises(ValueError, match="fresh is for phases 2 and 3"):
+            PhaseConfig(phase, LOOP, fresh=FreshConfig(), **more)
+    for fresh in (None, FreshConfig()):
+        with pytest.raises(
+            ValueError, match="picture needs views with what a camera saw: set fresh, with real above 0"
+        ):
+            replace(config, fresh=fresh, picture=PictureConfig())
     with pytest.raises(ValueError, match="other_band needs prompts that say the band"):
-        replace(config, taught=TaughtConfig(other_band=0.2), fixed_prompt="")
+        replace(config, fresh=FreshConfig(other_band=0.2), fixed_prompt="")
 
     def train(teacher):
         train_phase(config, examples, bundle_folder, tmp_path / "run", cache=tmp_path / "cache", teacher=teacher)
 
-    with pytest.raises(ValueError, match="output of python -m train.teacher: none was given"):
+    with pytest.raises(ValueError, match="output of python -m train.teacher, unless real is 1: none was given"):
         train(None)
     with pytest.raises(TrainingError, match="nowhere holds no finished teacher"):
         train(tmp_path / "nowhere")

@@ -39,10 +39,10 @@ CONFIGS = {
     "phase1": {"phase": "1", "lora": LORA, **PHASE},
     "phase2": {
         "phase": "2", "map_style": "union", "own_captions": True,
-        "taught": {"mix": 0.5, "uses": 2}, **PHASE, "loop": {**PHASE["loop"], "mixed_precision": "bf16"},
+        "fresh": {"mix": 0.5, "uses": 2}, **PHASE, "loop": {**PHASE["loop"], "mixed_precision": "bf16"},
     },
     "phase2-picture": {
-        "phase": "2", "map_style": "union", "own_captions": True, "cut_mix": 0.5, "start_share": 0.5,
+        "phase": "2", "map_style": "union", "own_captions": True, "fresh": {"real": 0.5}, "start_share": 0.5,
         "picture": {"edge_radius": 10}, "noise": {"last_step_share": 1}, **PHASE,
     },
     **{

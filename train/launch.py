@@ -56,7 +56,7 @@ def phase_parser(default_config: Path, description: str) -> argparse.ArgumentPar
     parser.add_argument(
         "--vlum", help="folder, tiny, or hub id[@REVISION], with captioner and segmenter, where --start has none"
     )
-    parser.add_argument("--teacher", type=Path, help="for taught: output of train.teacher")
+    parser.add_argument("--teacher", type=Path, help="for fresh views: output of train.teacher")
     parser.add_argument("--unseen-captions", type=Path, help="for own_captions: captions.json of a captioner's run")
     parser.add_argument("--cache", type=Path, help="captions, maps and latents; default: OUTPUT/cache")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")

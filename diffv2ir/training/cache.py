@@ -29,7 +29,7 @@ from diffv2ir.edges import brightness, follow_edges
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels, open_image, to_tensor
 from diffv2ir.pipeline import latent_stride
-from diffv2ir.training.images import expose_differently, random_integer, resize_shorter, to_bytes
+from diffv2ir.training.images import expose_differently, random_integer, resize_shorter
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
 from diffv2ir.vlum.prompt import known_band
@@ -40,10 +40,7 @@ logger = logging.getLogger(__name__)
 FLAT_INFRARED = 2.5e-4
 
 # What random numbers are drawn for.
-_VIEW, _CROP, _PASTE = range(3)
-
-# Roles that are not encoded.
-_PIXELS = ("photo", "picture")
+_VIEW, _CROP = range(2)
 
 
 @dataclass(frozen=True)
@@ -250,9 +247,6 @@ def _resampling(role: str) -> Image.Resampling:
 class LatentCache:
     """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled.
 
-    With `pixels`, "photo" and "picture" are the views of the photo and of what its camera saw, float32 (3 and 1, crop,
-    crop) in [0, 1].
-
     Raises:
         ValueError: the crop is not a whole number of latents.
     """
@@ -264,10 +258,8 @@ class LatentCache:
         view: ViewConfig,
         maps: MapCache | None,
         seed: int = 0,
-        pixels: bool = False,
     ):
         self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
-        self.pixels = pixels
         self._vae_hash = weights_hash(vae)
         self._stride = latent_stride(vae)
         if view.crop % self._stride:
@@ -289,10 +281,6 @@ class LatentCache:
         """The band of the infrared picture in the view that belongs to a draw: the camera's."""
         return known_band(example.band)
 
-    def _cut(self, example: Example, variant: int) -> dict[str, Image.Image]:
-        taken = {"picture": example.infrared} if self.pixels else {}  # without `follow_edges`
-        return self._cutter.cut(self.roles(example) | taken, example, variant)
-
     def fill(self, examples: Sequence[Example], batch_size: int = 8, share: Share = Share()) -> None:
         """Encode every view that is not there yet; the maps have to be."""
         wanted = [
@@ -307,14 +295,10 @@ class LatentCache:
     def load(self, example: Example, epoch: int) -> dict[str, Tensor]:
         """The crop of an example that belongs to `epoch`: float32 (C, crop / stride, crop / stride)."""
         stored = load_file(self._path(example, epoch % self.view.variants))
-        side, stride = self.view.crop // self._stride, self._stride
-        pixels = {role: stored.pop(role) for role in _PIXELS if role in stored}
+        side = self.view.crop // self._stride
         height, width = next(iter(stored.values())).shape[1:]
         top, left = self._cutter.place(example, epoch, (height - side, width - side))
-        crops = {role: _part(value, top, left, side).float() for role, value in stored.items()}
-        for role, value in pixels.items():
-            crops[role] = _part(value, top * stride, left * stride, side * stride).float() / 255
-        return crops
+        return {role: value[:, top : top + side, left : left + side].float() for role, value in stored.items()}
 
     @torch.no_grad()
     def _encode(self, batch: list[tuple[Example, int]]) -> None:
@@ -322,10 +306,7 @@ class LatentCache:
         views: dict[tuple[int, int], list] = {}  # by size: images of one size are encoded together
         entries: list[dict[str, Tensor]] = [{} for _ in batch]
         for number, (example, variant) in enumerate(batch):
-            cut = self._cut(example, variant)
-            if self.pixels:
-                entries[number] |= {"photo": to_bytes(cut["visible"]), "picture": to_bytes(cut.pop("picture"))[:1]}
-            for role, view in cut.items():
+            for role, view in self._cutter.cut(self.roles(example), example, variant).items():
                 views.setdefault(view.size, []).append((number, role, to_tensor(view)))
         for same in views.values():
             images = torch.stack([view for _, _, view in same])
@@ -342,71 +323,12 @@ class LatentCache:
             given = example.segmentation
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
         view = asdict(self.view) | {"variants": None}
-        shown = ("pixels",) if self.pixels else ()
-        key = _key(hashes, self._vae_hash, view, variant, self.seed, *shown)
+        key = _key(hashes, self._vae_hash, view, variant, self.seed)
         return self.folder / key[:2] / f"{key}.safetensors"
-
-
-class Paster:
-    """Pastes a rectangle of another pair into views, at each draw anew: photo, map and target (Yun et al. 2019).
-
-    What a place looks like in infrared then depends on what is near, and not on which of few photos it is. Unlike the
-    mixed views of `FreshViews` it needs no teacher: what is pasted brings its own target along.
-
-    Args:
-        latents: of all examples. share: of the draws that get a rectangle.
-        weights: how often each example is the one that it is cut from; None = all alike.
-    """
-
-    def __init__(
-        self, latents: LatentCache, examples: Sequence[Example], share: float, weights: Sequence[float] | None = None
-    ):
-        self.latents, self.share = latents, share
-        of_band: dict[str, list[tuple[Example, float]]] = {}
-        for example, weight in zip(examples, weights or [1.0] * len(examples), strict=True):
-            of_band.setdefault(known_band(example.band), []).append((example, weight))
-        self._of_band = {
-            band: ([example for example, _ in own], torch.tensor([w for _, w in own], dtype=torch.float64).cumsum(0))
-            for band, own in of_band.items()
-        }
-
-    def paste(self, views: dict[str, Tensor], band: str, draw: Draw) -> dict[str, Tensor]:
-        """The views of a draw in a band, with a part of another example's of that band, or as they are."""
-        generator = torch.Generator().manual_seed(mix_seed(draw.seed, draw.position, _PASTE))
-        chance, which, *box = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
-        if chance >= self.share or band not in self._of_band:
-            return views
-        examples, cumulative = self._of_band[band]
-        other = examples[_by_weight(cumulative, which)]
-        height, width = views["infrared"].shape[1:]
-        top, bottom = _span(height, box[:2])
-        left, right = _span(width, box[2:])
-        pasted = {role: view.clone() for role, view in views.items()}
-        theirs = self.latents.load(other, draw.epoch)
-        for role, view in pasted.items():
-            scale = view.shape[-1] // width  # pixels, where it is no latent
-            rows, columns = slice(scale * top, scale * bottom), slice(scale * left, scale * right)
-            view[:, rows, columns] = theirs[role][:, rows, columns]
-        return pasted
-
-
-def _by_weight(cumulative: Tensor, uniform: float) -> int:
-    """The place that a number in [0, 1) draws, each as often as its weight says; `cumulative`: their running sum."""
-    return int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
-
-
-def _span(length: int, sides: Sequence[float]) -> tuple[int, int]:
-    """Where the part of a length between two numbers in [0, 1], in any order, begins and ends."""
-    start, end = sorted(sides)
-    return round(length * start), round(length * end)
 
 
 def _lacks(path: Path, share: Share) -> bool:
     return share.has(path.name) and not path.is_file()
-
-
-def _part(values: Tensor, top: int, left: int, side: int) -> Tensor:
-    return values[:, top : top + side, left : left + side]
 
 
 def encode_mode(vae: torch.nn.Module, images: Tensor) -> Tensor:

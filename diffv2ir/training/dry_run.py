@@ -118,7 +118,7 @@ class DryRun:
     def _disk(self, footprint: Footprint) -> str:
         kept = self.config.loop.keep_checkpoints
         roles = 1 if self.config.phase == "1" else 3
-        views = 0 if self.config.taught else (self.examples or 1000) * self.config.view.variants
+        views = 0 if self.config.fresh else (self.examples or 1000) * self.config.view.variants
         of = "" if self.examples else " of 1,000 examples"
         return (
             f"{_size((kept + 1) * footprint.checkpoint)} for {kept} checkpoints of {_size(footprint.checkpoint)} "

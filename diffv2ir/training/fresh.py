@@ -56,30 +56,31 @@ class _Canvases:
 
 
 @dataclass(frozen=True)
-class TaughtConfig:
-    """How a phase learns from a teacher.
+class FreshConfig:
+    """What the views of a phase are, and whose infrared is their target.
 
     Attributes:
-        mix: share of the views that are made of two photos: half of them with a rectangle of the other, half as a mean
-            of both (Zhang et al. 2018, Yun et al. 2019). A teacher can be asked about any picture.
-        other_band: share of the views that ask for another band than the camera's: that a photo is of some data set
-            does not say which band is wanted.
-        real: share of the views whose target is what the camera saw, in its band. They are mixed by rectangles alone,
-            of pairs of the same band: what is pasted brings its own target along.
+        real: share of the views whose target is what the camera saw; of the others it is what a teacher sees.
+        mix: share of the views that are made of two photos, with a rectangle of the other or as a mean of both, half
+            each (Yun et al. 2019, Zhang et al. 2018): what a place looks like in infrared then depends on what is
+            near, and not on which of few photos it is. Where the target is the camera's, always a rectangle, of a pair
+            of the same band, which brings its own target along.
+        other_band: share of the teacher's views that ask for another band than the camera's: that a photo is of some
+            data set does not say which band is wanted.
         uses: in how many draws of its example a view is used, on average. To make one takes as long as several steps
             of a small UNet on it. 1 = each draw has its own.
         seeing: weight of a second loss, how far the middle of the UNet is from what EfficientNet-Lite0 sees in the
             view (`SeeingUNet`); 0 = none. The head that is compared stays behind.
     """
 
+    real: float = 0.0
     mix: float = 0.0
     other_band: float = 0.0
-    real: float = 0.0
     uses: int = 1
     seeing: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("mix", "other_band", "real"):
+        for name in ("real", "mix", "other_band"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.uses < 1:
@@ -99,9 +100,10 @@ class FreshViews:
         view: `crop` is what the UNet is shown. Teacher and network see the same window at the teacher's own size, if
             that is larger.
         map_path: the segmentation map of an example; None = latents without "segmentation".
-        teacher, network, vae: on the device.
+        teacher, network, vae: on the device. teacher: None where all targets are cameras'.
         network: None = latents without "seen".
-        pixels: views whose target is the camera's have "photo" and "picture", as those of `LatentCache`.
+        pixels: views whose target is the camera's have "photo" and "picture" as well: the view of the photo and of what
+            its camera saw, float32 (3 and 1, crop, crop) in [0, 1].
 
     Raises:
         ValueError: the crop is not a whole number of latents.
@@ -113,8 +115,8 @@ class FreshViews:
         vae: nn.Module,
         view: ViewConfig,
         map_path: Callable[[Example], Path] | None,
-        teacher: Teacher,
-        config: TaughtConfig = TaughtConfig(),
+        teacher: Teacher | None,
+        config: FreshConfig = FreshConfig(),
         weights: Sequence[float] | None = None,
         network: EfficientNetLite0 | None = None,
         pixels: bool = False,
@@ -131,7 +133,7 @@ class FreshViews:
         # For how many epochs a view of each example is used, and the one that each has now, by its number.
         self._epochs = None if config.uses == 1 else (config.uses * weights.mean() / weights).tolist()
         self._kept: dict[int, tuple[int, dict[str, Tensor]]] = {}
-        self._seen = max(view.crop, teacher.side)
+        self._seen = max(view.crop, teacher.side if teacher else 0)
         # Halfway between the smallest and the largest view.
         side = round(view.resize * view.zoom**0.5 * self._seen / view.crop)
         self._photos = self._load([example.visible for example in examples], side, Image.Resampling.BICUBIC)

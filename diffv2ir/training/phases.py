@@ -32,7 +32,7 @@ from diffv2ir.efficientnet import loss_network
 from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
-from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, Paster, Share, ViewConfig
+from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, Share, ViewConfig
 from diffv2ir.training.config import example_weights
 from diffv2ir.training.diffusion import (
     DROPPED_SUBSETS,
@@ -43,7 +43,7 @@ from diffv2ir.training.diffusion import (
     build_unet,
     dropped_conditions,
 )
-from diffv2ir.training.fresh import FreshViews, TaughtConfig
+from diffv2ir.training.fresh import FreshConfig, FreshViews
 from diffv2ir.training.learnt import record_examples
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
 from diffv2ir.training.pictures import PictureConfig, PictureLoss
@@ -104,12 +104,10 @@ class PhaseConfig:
         own_captions: caption every photo with the bundle's BLIP, as the pipeline will, also where the dataset has one.
         fixed_prompt: phases 2 and 3: one prompt for every photo, in place of the one that is built from its caption.
         without_map: phases 2 and 3: the map is null for every photo, as if it was always dropped.
-        taught: phases 2 and 3: learn from views that are always new, with what a teacher sees in them as the target
-            (`FreshViews`), in place of `view.variants` views that are made before and what the cameras saw. All photos
-            stay in memory. Of `view`, `variants` and `edge_radius` have no part in it.
-        cut_mix: share of the draws in which a rectangle of photo, map and target is another pair's (`Paster`).
-        picture: phases 2 and 3: what is learnt at the last timestep of the picture itself, see `PictureConfig`. None =
-            latents alone.
+        fresh: phases 2 and 3: learn from views that are always new, with what a teacher or the cameras saw as the
+            target (`FreshViews`), in place of `view.variants` views that are made before. All photos stay in memory.
+        picture: phases 2 and 3: what is learnt at the last timestep of the picture itself, of those views of `fresh`
+            whose target is the camera's, see `PictureConfig`. None = latents alone.
         start_share: phases 2 and 3: share of the weights that it starts with in those that it ends with (Wortsman et
             al. 2022): what few photos taught is added, and what was known of others stays. Of an adapter it is the
             share that is taken from its effect.
@@ -134,8 +132,7 @@ class PhaseConfig:
     own_captions: bool = False
     fixed_prompt: str | None = None
     without_map: bool = False
-    taught: TaughtConfig | None = None
-    cut_mix: float = 0.0
+    fresh: FreshConfig | None = None
     picture: PictureConfig | None = None
     start_share: float = 0.0
     defaults: dict = field(default_factory=dict)
@@ -151,20 +148,16 @@ class PhaseConfig:
             raise ValueError(f"phase {self.phase} trains all weights: remove lora")
         if self.phase not in ("2", "3") and (self.without_map or self.fixed_prompt is not None):
             raise ValueError("fixed_prompt and without_map are for phases 2 and 3: the others have no such conditions")
-        for name in ("taught", "picture", "cut_mix"):
+        for name in ("fresh", "picture"):
             if getattr(self, name) and self.phase not in ("2", "3"):
                 raise ValueError(f"{name} is for phases 2 and 3: the others have no pairs of photo and infrared")
-        if not 0 <= self.cut_mix <= 1:
-            raise ValueError(f"cut_mix must lie in [0, 1], got {self.cut_mix}")
-        if self.taught and self.cut_mix:
-            raise ValueError("cut_mix is for views that are kept: taught has mix")
-        if self.taught and self.picture and not self.taught.real:
-            raise ValueError("picture needs what a camera saw: let a share of taught be real")
+        if self.picture and not (self.fresh and self.fresh.real):
+            raise ValueError("picture needs views with what a camera saw: set fresh, with real above 0")
         if self.start_share and self.phase not in ("2", "3"):
             raise ValueError("start_share is for phases 2 and 3: the others start with what knows no pairs")
         if not 0 <= self.start_share < 1:
             raise ValueError(f"start_share must lie in [0, 1), got {self.start_share}")
-        if self.taught and self.taught.other_band and self.fixed_prompt is not None:
+        if self.fresh and self.fresh.other_band and self.fixed_prompt is not None:
             raise ValueError("other_band needs prompts that say the band: remove fixed_prompt")
         if self.extra_dropout and self.phase not in ("2", "3"):
             raise ValueError("extra_dropout is for phases 2 and 3: the others have no such conditions")
@@ -182,6 +175,11 @@ class PhaseConfig:
         GenerationSettings.from_dict({**self.defaults, "style": self.style or GENERAL_STYLE})
         if self.style == GENERAL_STYLE:
             raise ValueError(f"style {GENERAL_STYLE!r} is the name of the weights without a style; choose another")
+
+    @property
+    def taught(self) -> bool:
+        """Whether there has to be a teacher."""
+        return self.fresh is not None and self.fresh.real < 1
 
     @property
     def frozen(self) -> torch.dtype:
@@ -202,8 +200,8 @@ class PhaseConfig:
 
     def with_fixed_prompt(self, prompt: str) -> PhaseConfig:
         """The phase with one prompt for every photo, which no more says the band."""
-        taught = self.taught and replace(self.taught, other_band=0.0)
-        return replace(self, fixed_prompt=prompt, taught=taught)
+        fresh = self.fresh and replace(self.fresh, other_band=0.0)
+        return replace(self, fixed_prompt=prompt, fresh=fresh)
 
     def weights(self, examples: Sequence[Example]) -> list[float] | None:
         """Relative frequencies of examples, see `example_weights`."""
@@ -257,7 +255,7 @@ def train_phase(
         start: folder to start from (diffusers layout; base needs all but the unet).
         cache: folder of captions, maps and latents, shared by all phases.
         vlum: folder with captioner, captioner_processor and segmenter; None = `start` has them.
-        teacher: output folder of `train_teacher`, for `config.taught`.
+        teacher: output folder of `train_teacher`; needed if `config.taught`.
         unseen_captions: file of `train_captioner`: `config.own_captions` prefers its captions to those of the bundle's
             BLIP.
         validate: `validate(bundle, examples, step, output)` -> figures, called every `loop.validate_every`
@@ -288,12 +286,9 @@ def train_phase(
         record_examples(output, chosen)
     pictures = _picture_loss(config, parts) if config.picture else None  # raises now, not after the caches are filled
     latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
-    if pictures:
-        parts.vae.to(processes.device)  # it left with the last latent
-    seeing = config.taught.seeing if config.taught else 0.0
+    seeing = config.fresh.seeing if config.fresh else 0.0
     trained = _with_head(unet, latents, chosen, config.loop.seed) if seeing else unet
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
-    paster = Paster(latents, chosen, config.cut_mix, config.weights(chosen)) if config.cut_mix else None
     objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
@@ -301,7 +296,6 @@ def train_phase(
         batch, shown = [], []
         for views, example, draw in zip(latents.batch(drawn, draws), drawn, draws, strict=True):
             band = latents.band(example, draw)
-            views = paster.paste(views, band, draw) if paster else views
             batch.append(_sample(config, views, band, captions, example, draw))
             shown.append(views)
         targets, texts, conditions, features = zip(*batch, strict=True)
@@ -384,7 +378,7 @@ def check_teacher(config: PhaseConfig, teacher: Path | None, examples: Sequence[
     if not config.taught:
         return
     if teacher is None:
-        raise ValueError("taught needs the output of python -m train.teacher: none was given")
+        raise ValueError("fresh needs the output of python -m train.teacher, unless real is 1: none was given")
     if foreign := sorted({known_band(example.band) for example in examples} - set(teacher_bands(teacher))):
         raise DataError(f"the teacher in {teacher} has seen no pairs of {', '.join(foreign)}: train it on the phase's")
 
@@ -470,15 +464,15 @@ def _fill_caches(
         captioner.to("cpu")
     processes.wait_for_everyone()
     captions.read()
-    if config.taught:
+    if config.fresh:
         device = parts.vae.device
-        network = copy.deepcopy(load_network()).to(device) if config.taught.seeing else None
+        asked = Teacher(teacher).to(device) if config.taught else None
+        network = copy.deepcopy(load_network()).to(device) if config.fresh.seeing else None
         return FreshViews(
-            examples, parts.vae, config.view, maps and maps.path, Teacher(teacher).to(device), config.taught,
-            config.weights(examples), network, config.picture is not None,
+            examples, parts.vae, config.view, maps and maps.path, asked, config.fresh, config.weights(examples),
+            network, config.picture is not None,
         ), captions  # fmt: skip
-    shown = config.picture is not None
-    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, shown)
+    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed)
     latents.fill(examples, share=share)
     parts.vae.to("cpu")
     processes.wait_for_everyone()

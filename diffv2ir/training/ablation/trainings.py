@@ -28,7 +28,7 @@ class Trainings:
         folder: of the trainings.
         cache: captions, maps and latents.
         vlum: folder with captioner, captioner_processor and segmenter, for starts that have none.
-        teacher: output folder of `train_teacher`, for configurations with `taught`.
+        teacher: output folder of `train_teacher`, for configurations that are `taught`.
         unseen_captions: file of `train_captioner`, for configurations with `own_captions`.
         finished: a run of `train.tiny` whose results are taken where they are the same training; None = there is none.
     """
