@@ -24,7 +24,7 @@ STAGES = {
     "teacher/member1": "second teacher of phase 2 (not in the bundle)",
     "base": "text-to-image base (visible photos)",
     "phase1": "phase 1, LoRA on infrared alone",
-    "phase2": "phase 2, the teacher's pictures of photos and mixed photos",
+    "phase2": "phase 2, the teacher's pictures of views that are always new",
     "phase2-picture": "phase 2, the picture itself: `general`",
     "phase3-flir": "phase 3, LoRA: `flir`",
     "phase3-campus": "phase 3, LoRA: `campus`",

@@ -131,13 +131,13 @@ def _stages(
         Stage("tokenizer and text encoder", 2, component(TextConfig, train_text, "text")),
         Stage("captioner", 30, component(CaptionerConfig, train_captioner, "captioner")),
         Stage("autoencoder", 5, component(AutoencoderConfig, train_autoencoder, "autoencoder")),
-        Stage("teacher", 25, component(TeacherConfig, train_teacher, "teacher")),
+        Stage("teacher", 42, component(TeacherConfig, train_teacher, "teacher")),
         Stage("assembly", 0.1, lambda: assemble(output, parts, vlum)),
         Stage("text-to-image base", 3, phase("base", vlum=vlum)),
         Stage("phase 1, infrared prior", 2, phase("phase1")),
-        Stage("phase 2", 85, phase("phase2", vlum=vlum)),
+        Stage("phase 2", 155, phase("phase2", vlum=vlum)),
         Stage("phase 2, the picture itself", 20, phase(GENERAL)),
-        *[Stage(f"phase 3, {style}", 4, phase(f"phase3-{style}")) for style in STYLES],
+        *[Stage(f"phase 3, {style}", 5, phase(f"phase3-{style}")) for style in STYLES],
         Stage("packing", 0.2, lambda: pack(output / GENERAL / "result", output, hold_phases)),
     ]
 
