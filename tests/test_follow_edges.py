@@ -99,13 +99,13 @@ def test_views_of_a_pair(tmp_path, bundle_folder, radius, follows):
     view = ViewConfig(resize=20, crop=16, variants=1, flip=False, edge_radius=radius)
     cache = LatentCache(tmp_path / "cache", vae, view, None)
     pair = next(e for e in examples if e.visible)
-    views = cache._cut(pair, 0)
+    views = cache._cutter.cut(cache.roles(pair), pair, 0)
     plain = LatentCache(tmp_path / "cache", vae, ViewConfig(resize=20, crop=16, variants=1, flip=False), None)
-    before = plain._cut(pair, 0)
+    before = plain._cutter.cut(plain.roles(pair), pair, 0)
     assert torch.equal(to_tensor(views["visible"]), to_tensor(before["visible"]))
     assert torch.equal(to_tensor(views["infrared"]), to_tensor(before["infrared"])) != follows
     alone = next(e for e in examples if not e.visible)
-    assert set(cache._cut(alone, 0)) == {"infrared"}
+    assert set(cache._cutter.cut(cache.roles(alone), alone, 0)) == {"infrared"}
     assert (cache._path(pair, 0) == plain._path(pair, 0)) != follows
 
 

@@ -174,7 +174,7 @@ def test_the_picture_itself_is_learnt(train, chain, name, start):
         frozen_dtype="bf16",
         picture=PictureConfig(edge_radius=20),
         noise=NoiseConfig(last_step_share=0.8),
-        fresh=FreshConfig(real=1.0, mix=0.5),
+        fresh=FreshConfig(real=1.0, uses=1000),
     )
     result = train(name, start, loop=loop, view=ViewConfig(resize=36, crop=32), **options)
     history = json.loads((result.parent / "history.json").read_text())["history"]
