@@ -7,7 +7,7 @@ from pathlib import Path
 
 # Package, file in it, style, what it shows. Licences: assets/EXAMPLES.md.
 _PHOTOS = (
-    ("gradio", "media_assets/images/tower.jpg", "campus", "Tower"),
+    ("gradio", "media_assets/images/tower.jpg", "nir", "Tower"),
     ("gradio", "media_assets/images/lion.jpg", "nir", "Lion"),
     ("skimage", "data/rocket.jpg", "flir", "Rocket"),
     ("skimage", "data/chelsea.png", "flir", "Cat"),
