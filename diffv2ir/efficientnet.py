@@ -60,6 +60,11 @@ def _network_input(image: Image.Image) -> Tensor:
     return network_pixels(image.convert("RGB").resize((_FEATURE_SIZE, _FEATURE_SIZE), Image.Resampling.BICUBIC))
 
 
+def network_levels(pictures: Tensor) -> Tensor:
+    """Pictures (..., 3, H, W) in [0, 1] as the networks were trained to see them."""
+    return (pictures * 255 - 127) / 128
+
+
 def network_pixels(image: Image.Image) -> Tensor:
     """An RGB image as the network was trained to see it, float32 [3, H, W]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().sub(127).div(128)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from diffv2ir.data import Example
 from diffv2ir.edges import follow_edges_of_batch, gray_levels
-from diffv2ir.efficientnet import EfficientNetLite0
+from diffv2ir.efficientnet import EfficientNetLite0, network_levels
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.cache import FLAT_INFRARED, ViewConfig, encode_mode
@@ -60,7 +60,8 @@ class FreshConfig:
     """What the views of a phase are, and whose infrared is their target.
 
     Attributes:
-        real: share of the views whose target is what the camera saw; of the others it is what a teacher sees.
+        real: share of the views whose target is what the camera saw; of the others it is what a teacher sees,
+            with the photo's edges whatever `view.edge_radius` is.
         mix: share of the views that are made of two photos, with a rectangle of the other or as a mean of both, half
             each (Yun et al. 2019, Zhang et al. 2018): what a place looks like in infrared then depends on what is
             near, and not on which of few photos it is. Where the target is the camera's, always a rectangle, of a pair
@@ -184,7 +185,7 @@ class FreshViews:
             images = (2 * values.expand(-1, 3, -1, -1) - 1).to(parameter.dtype, memory_format=torch.channels_last)
             encoded[role] = encode_mode(self.vae, images).float()
         if self.network is not None:
-            seen = self.network.maps((photos * 255 - 127) / 128)[-1].float()
+            seen = self.network.maps(network_levels(photos))[-1].float()
             encoded["seen"] = F.adaptive_avg_pool2d(seen, max(1, self.view.crop // _MAP_STRIDE))
         views = [{role: values[place].clone() for role, values in encoded.items()} for place in range(len(draws))]
         if self.pixels:
@@ -204,14 +205,10 @@ class FreshViews:
         places = np.array([draw.index for draw in draws])
         views = self._cut(places, own)
         if len(mixed := np.flatnonzero(mixing[:, 1] < self.config.mix)):
-            real = [self._is_real(draws[place]) for place in mixed]
-            partners = [
-                np.searchsorted(cumulative, number * cumulative[-1], side="right")
-                for number, place, is_real in zip(mixing[mixed, 0], places[mixed], real, strict=True)
-                for cumulative in [self._cumulative_of[self._bands[place]] if is_real else self._cumulative]
-            ]
-            others = self._cut(np.array(partners), other[mixed])
-            pasted = (mixing[mixed, 2] < 0.5) | np.array(real)
+            real = np.array([self._is_real(draws[place]) for place in mixed])
+            partners = np.array([self._partner(draws[place], mixing[place, 0]) for place in mixed])
+            others = self._cut(partners, other[mixed])
+            pasted = real | (mixing[mixed, 2] < 0.5)
             views = self._mixed(views, others, mixed, pasted, mixing[mixed, 3:])
         return views
 
@@ -243,9 +240,9 @@ class FreshViews:
         if self._infrared is not None:
             views["picture"] = views["infrared"] = _shrunk(sample(self._infrared, self._seen, "bilinear"), view.crop)
             if view.edge_radius:
-                photos = gray_levels(_shrunk(photos, view.crop))
+                guides = gray_levels(_shrunk(photos, view.crop))
                 views["infrared"] = follow_edges_of_batch(
-                    views["picture"], photos, view.edge_radius, _NO_BLUR, FLAT_INFRARED
+                    views["picture"], guides, view.edge_radius, _NO_BLUR, FLAT_INFRARED
                 ).clamp(0, 1)
         return views
 
@@ -284,6 +281,11 @@ class FreshViews:
             result[role] = values.clone()
             result[role][mixed] = values[mixed] + share * (others[role] - values[mixed])
         return result
+
+    def _partner(self, draw: Draw, uniform: float) -> int:
+        """The example that a number in [0, 1) draws by the weights, to be mixed into the view of a draw."""
+        cumulative = self._cumulative_of[self._bands[draw.index]] if self._is_real(draw) else self._cumulative
+        return int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
 
     def _is_real(self, draw: Draw) -> bool:
         """Whether the target of the view of a draw is what the camera saw."""

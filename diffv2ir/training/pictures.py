@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from diffv2ir.edges import follow_edges_of_batch, generated_window
-from diffv2ir.efficientnet import EfficientNetLite0, map_distances
+from diffv2ir.efficientnet import EfficientNetLite0, map_distances, network_levels
 from diffv2ir.metrics import ssim_of_batch
 from diffv2ir.settings import GenerationSettings
 
@@ -87,7 +87,7 @@ class PictureLoss:
 
     def _see(self, pictures: Tensor) -> list[Tensor]:
         """Maps from a quarter of the size down, channels of each place scaled to unit length."""
-        pixels = (pictures.expand(-1, 3, -1, -1) * 255 - 127) / 128
+        pixels = network_levels(pictures.expand(-1, 3, -1, -1))
         with self._autocast(pictures):
             maps = self.network.maps(pixels.contiguous(memory_format=torch.channels_last))
         return [F.normalize(values.float(), dim=1) for values in maps[1:]]

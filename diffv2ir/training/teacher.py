@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from diffv2ir.data import Example
 from diffv2ir.edges import follow_edges_of_batch, gray_levels
-from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network
+from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network, network_levels
 from diffv2ir.files import write_file_atomically
 from diffv2ir.training.cache import ViewConfig, Views, file_hash
 from diffv2ir.training.config import example_weights
@@ -334,7 +334,7 @@ class Teacher:
         small = photos
         if list(photos.shape[-2:]) != size:
             small = F.interpolate(photos, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        pixels = ((small * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
+        pixels = network_levels(small).contiguous(memory_format=torch.channels_last)
         channels = torch.tensor([self.bands.index(band) for band in bands], device=photos.device)
         places = torch.arange(len(photos), device=photos.device)
         coarse = torch.stack([member(pixels)[places, channels] for member in self._members]).mean(0) + 0.5
