@@ -178,9 +178,27 @@ def test_a_source_of_few_scenes_has_none_held_out_that_others_show_too():
     assert split_validation([e for e in few if e.joined], 0.001)[1] == []
 
 
+def test_crops_of_near_frames_are_one_scene_and_that_of_a_pair_beside_them(manifest):
+    lines = (manifest / "manifest.jsonl").read_text().splitlines()
+    record = {key: value for key, value in json.loads(lines[0]).items() if key not in ("scene", "id")}
+    pair = record | {"kind": "pairs", "source": "roadscene", "scene": "r7", "split": "train"}
+    lines.append(json.dumps(pair | {"id": "roadscene_FLIR_01130"}))
+    lines.append(json.dumps(pair | {"id": "roadscene_FLIR_09000", "split": "test", "scene": "r35"}))
+    crop = record | {"kind": "crops", "source": "flir", "split": "train"}
+    numbers = ["01120_0", "01180_3", "01181_0", "04351_0", "04351_5", "04399_2", "04400_1", "09001_1"]
+    names = [f"flir_day_train_car_{number}" for number in numbers] + ["a_car"]
+    lines += [json.dumps(crop | {"id": name, "scene": name}) for name in names]
+    lines.append(json.dumps(crop | {"id": "flir_day_train_car_01121_0", "scene": "bridge"}))
+    (manifest / "manifest.jsonl").write_text("\n".join(lines))
+    assert [e.place for e in read_examples(manifest, kinds=["crops"]) if e.source == "flir"] == [
+        "roadscene/r7", "roadscene/r7", "flir/flir_23", *["flir/flir_87"] * 3, "flir/flir_88",
+        "flir/flir_180", "flir/a_car", "flir/bridge",
+    ]  # fmt: skip
+
+
 def test_manifest_names_a_joined_scene(manifest):
     lines = (manifest / "manifest.jsonl").read_text().splitlines()
     lines[0] = json.dumps(json.loads(lines[0]) | {"joined": "even/place0"})
     (manifest / "manifest.jsonl").write_text("\n".join(lines))
     first, second = read_examples(manifest)[:2]
-    assert first.place == ("", "even/place0") and second.place == ("odd", "place0")
+    assert first.place == "even/place0" and second.place == "odd/place0"

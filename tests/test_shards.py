@@ -172,9 +172,9 @@ def test_scenes_with_copies_end_on_one_side(tmp_path):
     examples = read_examples(tmp_path / "built")
     assert report["joined_scenes"] == 1 and report["dropped"]["duplicate"] == 1
     assert len(examples) == 5 and len({e.split for e in examples}) == 1
-    assert {e.source for e in examples} == {"one", "two"} and {e.place for e in examples} == {("", "one/yard")}
+    assert {e.source for e in examples} == {"one", "two"} and {e.place for e in examples} == {"one/yard"}
     build([("folder", tmp_path / "built")], tmp_path / "again", config)
-    assert {e.place for e in read_examples(tmp_path / "again")} == {("", "one/yard")}
+    assert {e.place for e in read_examples(tmp_path / "again")} == {"one/yard"}
 
 
 def msrs(folder, count=16, tested=4):

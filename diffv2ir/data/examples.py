@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffv2ir.imaging import ImageError, open_image
@@ -23,6 +24,12 @@ _FOLDERS = ("rgb", "ir", "seg")
 _MAX_LISTED = 20
 # Of a source of few scenes, one is held out if it is at most this share of its examples.
 _LARGEST_SHARE = 0.2
+# Frames of a recording whose scenes nobody published: so many on end are one. Crops of a frame are numbered after it.
+_FRAMES = 50
+_CROP = re.compile(r"_(\d+)_\d+$")
+# Crops and pairs of one recording, whose frames have the same numbers: RoadScene's pairs are frames of FLIR ADAS.
+_RECORDINGS = {"flir": "roadscene"}
+_PAIR_OF_RECORDING = re.compile(r"roadscene_FLIR_(\d+)")
 
 
 class DataError(ValueError):
@@ -34,7 +41,7 @@ class Example:
     """One scene. `visible` is RGB, `infrared` is gray; either may be None, never both. `band`: "LWIR", ... or "".
 
     Attributes:
-        joined: the name, over all sources, of a scene that several sources show; "" of a scene of one source.
+        joined: the name, over all sources, of a scene that several sources show, "SOURCE/SCENE"; "" of a scene of one.
     """
 
     id: str
@@ -50,9 +57,9 @@ class Example:
     joined: str = ""
 
     @property
-    def place(self) -> tuple[str, str]:
+    def place(self) -> str:
         """What has to stay on one side of any split: the scene of its source, or what that was joined with."""
-        return ("", self.joined) if self.joined else (self.source, self.scene)
+        return self.joined or f"{self.source}/{self.scene}"
 
 
 def is_image(path: Path) -> bool:
@@ -132,7 +139,31 @@ def _read_manifest(folder: Path) -> list[Example]:
     counts = Counter(example.id for example in examples)
     problems += [f"the id {name!r} is there {count} times" for name, count in counts.items() if count > 1]
     _raise_problems(folder, problems)
-    return examples
+    return _crops_with_their_frames(examples)
+
+
+def _crops_with_their_frames(examples: list[Example]) -> list[Example]:
+    """Object crops that have no scene but themselves get that of their frame, or those of one frame would lie on both
+    sides of a split. `flir_day_train_car_04357_5` is crop 5 of frame 4357: it belongs to the scene of the nearest
+    pair of the same recording and split, if that is near, else to some dozens of frames on end.
+    """
+    scenes = defaultdict(dict)  # recording and split -> frame -> scene
+    for example in examples:
+        if example.kind == "pairs" and (number := _PAIR_OF_RECORDING.fullmatch(example.id)):
+            scenes[example.source, example.split][int(number[1])] = example.place
+    gathered = []
+    for example in examples:
+        number = _CROP.search(example.id) if example.kind == "crops" and example.scene == example.id else None
+        if number is None:
+            gathered.append(example)
+            continue
+        frame = int(number[1])
+        pairs = scenes[_RECORDINGS.get(example.source), example.split]
+        nearest = min(pairs, key=lambda other: abs(other - frame), default=None)
+        near = nearest is not None and abs(nearest - frame) <= _FRAMES
+        joined = pairs[nearest] if near else ""
+        gathered.append(replace(example, scene=f"{example.source}_{frame // _FRAMES}", joined=joined))
+    return gathered
 
 
 def _read_folders(folder: Path) -> list[Example]:
@@ -204,7 +235,7 @@ def split_validation(examples: Sequence[Example], fraction: float = 0.1) -> tupl
         raise ValueError(f"fraction must lie in [0, 1), got {fraction}")
     sizes = Counter(example.source for example in examples)
     scenes = Counter(example.place for example in examples)
-    position = {scene: _position("/".join(scene)) for scene in scenes}
+    position = {scene: _position(scene) for scene in scenes}
     held_out = {scene for scene in scenes if position[scene] < fraction}
     if fraction:
         for source in sizes.keys() - {example.source for example in examples if example.place in held_out}:
