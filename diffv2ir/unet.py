@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffv2ir.bundle import BundleError
+from diffv2ir.memory import is_out_of_memory
 
 
 def widen_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
@@ -44,7 +45,9 @@ def merge_lora(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Add the active low-rank adapters to the weights (through peft) and remove them. Changes `unet` and returns it.
 
     Raises:
-        ValueError: there is no adapter, or a merged weight would not be finite; the weights are then as before.
+        ValueError: there is no adapter, or a merged weight would not be finite.
+
+    Whatever is raised, the weights are then as before, without an adapter.
     """
     merge_lora_keeping_originals(unet)
     return unet
@@ -55,11 +58,12 @@ def merge_lora_keeping_originals(unet: UNet2DConditionModel) -> dict[str, Tensor
     layers = _lora_layers(unet)
     if not layers:
         raise ValueError("the UNet has no LoRA adapter to merge")
-    originals = {f"{name}.weight": layer.get_base_layer().weight.detach().clone() for name, layer in layers.items()}
+    originals: dict[str, Tensor] = {}
     try:
-        for layer in layers.values():
+        for name, layer in layers.items():
+            originals[f"{name}.weight"] = layer.get_base_layer().weight.detach().clone()
             layer.merge(safe_merge=True)
-    except ValueError:
+    except BaseException:  # also out of memory, or interrupted: never half merged
         _remove_lora(unet)
         restore_weights(unet, originals)
         raise
@@ -80,6 +84,7 @@ def load_lora(unet: UNet2DConditionModel, folder: str | Path, name: str) -> None
     Raises:
         BundleError: the file is missing or damaged, or made for a UNet of other layers or shapes; `unet` is then left
             without any adapter.
+        RuntimeError: out of memory, as it is; without any adapter, too.
     """
     path = Path(folder) / "pytorch_lora_weights.safetensors"
     if not path.is_file():
@@ -97,6 +102,8 @@ def load_lora(unet: UNet2DConditionModel, folder: str | Path, name: str) -> None
             raise ValueError(f"the UNet has no layer {', '.join(unknown[:3])}" if unknown else "it is empty")
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         _remove_lora(unet)
+        if is_out_of_memory(error):
+            raise
         raise BundleError(f"style {name!r} in {folder} does not fit this UNet: {error}") from error
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from peft.tuners.lora import Linear as LoraLinear
 
 from diffv2ir import cli, memory
 from diffv2ir.batch import translate_photos
@@ -188,6 +189,16 @@ def test_out_of_memory_once_is_one_mode_further(placed, photo, expected, short, 
     np.testing.assert_allclose(output.levels, expected["general"].levels, atol=1e-5)
     assert placed.memory_mode == "park"
     assert "out of memory in mode full; now park" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["get_delta_weight", "update_layer"])  # of peft: while merging, while loading
+def test_out_of_memory_while_a_style_is_put_in_place(placed, photo, expected, short, method):
+    short(LoraLinear, method, 1)
+    output = placed(photo, expected["night"].settings)
+    np.testing.assert_allclose(output.levels, expected["night"].levels, atol=1e-5)
+    assert placed.memory_mode == "park"
+    general = placed(photo, expected["general"].settings)
+    np.testing.assert_allclose(general.levels, expected["general"].levels, atol=1e-5)
 
 
 def test_out_of_memory_has_other_names(placed, photo, expected, short):

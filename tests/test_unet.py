@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import add_adapter
 from diffusers import UNet2DConditionModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from diffv2ir.unet import load_lora, merge_lora, merge_lora_keeping_originals, restore_weights, widen_conv_in
@@ -131,6 +132,28 @@ def test_infinite_adapter_leaves_the_weights_alone(new_unet):
     last.data.fill_(float("inf"))
     with pytest.raises(ValueError, match="[Nn]a[Nn]|finite|broken"):
         merge_lora(unet)
+    assert same_weights(unet, new_unet())
+
+
+def test_out_of_memory_leaves_the_weights_alone(new_unet, monkeypatch):
+    unet = add_adapter(new_unet())
+    last = [layer for layer in unet.modules() if isinstance(layer, LoraLayer)][-1]
+    monkeypatch.setattr(last, "merge", raise_out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        merge_lora(unet)
+    assert same_weights(unet, new_unet())
+
+
+def raise_out_of_memory(*arguments, **options):
+    raise torch.OutOfMemoryError("out of memory")
+
+
+def test_out_of_memory_while_loading_is_no_damaged_adapter(new_unet, adapter, monkeypatch):
+    unet = new_unet()
+    load = unet.load_lora_adapter
+    monkeypatch.setattr(unet, "load_lora_adapter", lambda *a, **o: (load(*a, **o), raise_out_of_memory()))
+    with pytest.raises(torch.OutOfMemoryError):
+        load_lora(unet, adapter, "night")
     assert same_weights(unet, new_unet())
 
 
