@@ -12,6 +12,7 @@ from diffv2ir.training.diffusion import (
     DROPPED_SUBSETS,
     DiffusionObjective,
     NoiseConfig,
+    PromptEncoder,
     build_unet,
     draw_timestep,
     dropped_conditions,
@@ -86,6 +87,52 @@ def test_too_many_attention_levels_are_refused():
 def unet():
     torch.manual_seed(0)
     return build_unet((8, 16), 1, 8, 2, norm_num_groups=4, in_channels=12, out_channels=4, sample_size=8)
+
+
+@pytest.fixture
+def encoder(pipe, monkeypatch):
+    """A `PromptEncoder`, and the sizes of the batches that its text encoder was given."""
+    batches, forward = [], pipe.text_encoder.forward
+    monkeypatch.setattr(pipe.text_encoder, "forward", lambda tokens: (batches.append(len(tokens)), forward(tokens))[1])
+    return PromptEncoder(pipe.tokenizer, pipe.text_encoder), batches
+
+
+def test_prompts_are_encoded_once_and_on_a_cpu_alone(encoder):
+    encode, batches = encoder
+    embeddings = encode(["a car", "", "a car"])
+    assert embeddings.dtype == torch.float32 and torch.equal(embeddings[0], embeddings[2])
+    assert torch.equal(encode(["", "a car"]), embeddings[:2].flip(0)) and batches == [1, 1]
+    ids = encode.tokenizer("a car", padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(encode.text_encoder(ids).last_hidden_state[0], embeddings[0])
+
+
+def test_on_an_accelerator_prompts_are_encoded_together_and_kept_in_half_precision(encoder, monkeypatch):
+    encode, batches = encoder
+    exact = encode(["a car", "a tree", ""])
+    batches.clear()
+    monkeypatch.setattr(PromptEncoder, "_on_accelerator", True)
+    encode = PromptEncoder(encode.tokenizer, encode.text_encoder)
+    embeddings = encode(["a car", "a tree", "a car", ""])
+    assert batches == [3] and embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings[[0, 1, 3]], exact, rtol=1e-3, atol=1e-3)
+    encode(["a sky", "a car"])
+    assert batches == [3, 1]
+    assert {(kept.dtype, kept.untyped_storage().nbytes()) for kept in encode._known.values()} == {
+        (torch.float16, 2 * exact[0].numel())
+    }
+
+
+def test_embeddings_are_kept_up_to_a_size(encoder):
+    encode, batches = encoder
+    one = encode(["a"]).nbytes
+    encode.limit = 2 * one
+    for prompt in ("b", "a", "c"):  # "b" is the one that was asked for longest ago
+        encode([prompt])
+    batches.clear()
+    encode(["a", "c"])
+    assert batches == [] and encode._size == 2 * one
+    assert encode(["b", "d", "e"]).shape[0] == 3 and batches == [1, 1, 1] and len(encode._known) == 2
 
 
 class OnePrompt:

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel
 
 from diffv2ir.data import read_examples
 from diffv2ir.training.cache import ViewConfig
+from diffv2ir.training.diffusion import EMBEDDINGS_BYTES
 from diffv2ir.training.dry_run import count_parameters, count_trainable, device_memory, dry_run
 from diffv2ir.training.fresh import FreshConfig
 from diffv2ir.training.loop import LoopConfig
@@ -79,6 +80,9 @@ def test_options_that_save_memory(start, bundle_folder, data, monkeypatch):
     assert "pip install bitsandbytes" in problem
     full, trained = dry_run(PHASES["2"], data, start, bundle_folder).footprint, small.footprint.trainable
     assert small.footprint.memory == full.memory | {"optimizer": 2 * trained, "average": 0}
+    assert full.main_memory == {"text embeddings": EMBEDDINGS_BYTES, "average": 0}
+    assert small.footprint.main_memory == full.main_memory | {"average": 4 * trained}
+    assert "at most 1.07 GB per process, besides the program: text embeddings 1.07 GB, average 0.00 GB" in str(small)
     half = dry_run(replace(PHASES["2"], frozen_dtype="bf16"), data, start, bundle_folder).footprint
     text_encoder = count_parameters(CLIPTextModel.from_pretrained(start / "text_encoder"))
     assert full.memory["weights"] - half.memory["weights"] == 2 * text_encoder

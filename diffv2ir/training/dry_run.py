@@ -19,6 +19,7 @@ from diffv2ir.data import DataError, Example, read_examples, split_validation
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.activations import activation_size
 from diffv2ir.training.cache import ViewConfig
+from diffv2ir.training.diffusion import EMBEDDINGS_BYTES
 from diffv2ir.training.loop import TrainingError, optimizer_class, process_state
 from diffv2ir.training.phases import PhaseConfig, check_start, check_teacher, prepare_unet
 from diffv2ir.training.shapes import SHAPES
@@ -39,6 +40,7 @@ class Footprint:
         trainable, total: parameters of the UNet, widened and with its adapter.
         memory: on each device, by purpose; see `device_memory`. activations: what comes on top in a forward pass, see
             `activation_size`; None where the batch does not fit.
+        main_memory: of each process, at most, by purpose; see `main_memory`.
         checkpoint: one checkpoint on disk; see `checkpoint_size`.
         latent: one cached view of one image, at most; see `latent_size`.
     """
@@ -47,6 +49,7 @@ class Footprint:
     total: int
     memory: dict[str, int]
     activations: int | None
+    main_memory: dict[str, int]
     checkpoint: int
     latent: int
 
@@ -78,6 +81,7 @@ class DryRun:
             rows += [
                 ("memory", self._memory(self.footprint)),
                 ("activations", self._activations(self.footprint)),
+                ("main memory", self._main_memory(self.footprint)),
                 ("disk", self._disk(self.footprint)),
             ]
         lines = [f"{name:<13}{text}" for name, text in rows]
@@ -114,6 +118,10 @@ class DryRun:
             f"{_size(footprint.activations)} in a forward pass of {self.batch[0]} at {self.config.view.crop} pixels "
             f"(mixed precision: {self.config.loop.mixed_precision}; {checkpointing} gradient checkpointing)"
         )
+
+    def _main_memory(self, footprint: Footprint) -> str:
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in footprint.main_memory.items() if size)
+        return f"at most {_size(sum(footprint.main_memory.values()))} per process, besides the program: {parts}"
 
     def _disk(self, footprint: Footprint) -> str:
         kept = self.config.loop.keep_checkpoints
@@ -254,6 +262,7 @@ def _footprint(
         count_parameters(unet),
         device_memory(config, unet, text_encoder, process_state().num_processes),
         activations,
+        main_memory(config, unet),
         checkpoint_size(config, unet),
         latent_size(config.view, channels, stride),
     )
@@ -293,6 +302,15 @@ def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module,
     sizes = {name: -(-size // sharing) for name, size in shared.items()}
     sizes["weights"] += config.frozen.itemsize * count_parameters(text_encoder)
     return sizes
+
+
+def main_memory(config: PhaseConfig, unet: nn.Module) -> dict[str, int]:
+    """Bytes that each process keeps in main memory, at most: embeddings of prompts, and the average if it is there.
+
+    Not counted: what comes and goes, as when a shared model is gathered, and the photos of `fresh`.
+    """
+    average = _FLOAT32 * count_trainable(unet) if config.loop.ema_decay and config.loop.ema_device == "cpu" else 0
+    return {"text embeddings": EMBEDDINGS_BYTES, "average": average}
 
 
 def optimizer_size(config: PhaseConfig, unet: nn.Module) -> int:
