@@ -6,8 +6,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from make_data import make_manifest_dataset
@@ -217,12 +220,39 @@ def test_a_shard_that_kills_its_worker_is_given_up_and_the_others_are_done(data,
     assert {name for name in annotations(data) if name.endswith(".parquet")} == {"00000.parquet", "00002.parquet"}
 
 
-def test_a_shard_that_another_worker_has_is_left_alone(data, bundle_folder):
+def test_ctrl_c_stops_the_workers_and_a_second_run_finishes_the_rest(bundle_folder, tmp_path):
+    source, data = make_manifest_dataset(tmp_path / "source", pairs=40, infrared=0), tmp_path / "data"
+    build([("folder", source)], data, CleaningConfig(8, skip=("duplicate", "misaligned")), shard_length=2)
+    command = [sys.executable, "-m", "train.data", "annotate", str(data), "--bundle", str(bundle_folder)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"], cwd=Path(__file__).parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+    def done():
+        return {path.name: path.stat().st_mtime_ns for path in (data / "annotations").glob("*.parquet")}
+
+    deadline = time.monotonic() + 300
+    while not done() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=120)[1]  # comes when no worker can write to it any more
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1].startswith("stopped: give the same command again") and "Traceback" not in error
+    assert "leaked" not in error
+    first, begun = done(), list((data / "annotations" / ".locks").iterdir())
+    assert 0 < len(first) < 20 and len(begun) - len(first) <= 2
+    assert annotate(data, bundle_folder) == 40 - 2 * len(first)
+    assert len(done()) == 20 and first.items() <= done().items()
+
+
+def test_a_shard_that_another_worker_has_is_left_alone(data, bundle_folder, capsys):
     (data / "annotations" / ".locks").mkdir(parents=True)
     with (data / "annotations" / ".locks" / "00001.tar").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert annotate_shard(data, "00001.tar", Annotator(bundle_folder, "cpu")) is None
         annotate(data, bundle_folder)
+        assert "\n1 shard(s) are left to another job" in capsys.readouterr().out
         assert {name.split(".")[0] for name in annotations(data)} == {"00000", "00002"}
     assert annotate(data, bundle_folder) == 2
     assert {name.split(".")[0] for name in annotations(data)} == set(SHARDS)

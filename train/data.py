@@ -19,7 +19,7 @@ from diffv2ir.data.sources import SOURCES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one of the commands; what the user can mend is one clear line and exit code 1."""
+    """Run one of the commands; what the user can mend is one clear line and exit code 1, Ctrl-C one and 130."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
@@ -27,13 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"stopped{options.after_stop}", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="build|audit|annotate")
     one = commands.add_parser("build", help="read public data sets, clean them, split by scene, write shards")
-    one.set_defaults(command=_build)
+    one.set_defaults(command=_build, after_stop="")
     one.add_argument("--source", type=_source, action="append", required=True, metavar="NAME=PATH",
                      help=f"a data set as its authors publish it; NAME is one of {', '.join(SOURCES)}")  # fmt: skip
     one.add_argument("--to", type=Path, required=True, help="folder that is not there yet")
@@ -50,14 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--shard-length", type=int, default=1000, help="examples in a shard")
     one.add_argument("--workers", type=int, default=1, help="processes that read the images")
     two = commands.add_parser("audit", help="find near-duplicates across the split of data set folders")
-    two.set_defaults(command=_audit)
+    two.set_defaults(command=_audit, after_stop="")
     two.add_argument("data", type=Path, nargs="+", help="folders; several are taken as one data set")
     two.add_argument("--near", type=int, default=default.near, help="bits of 256 that near-duplicates differ by")
     two.add_argument("--json", type=Path, help="write the report and every leak here")
     two.add_argument("--sheet", type=Path, help="write a JPEG of up to 24 leaks here")
     two.add_argument("--workers", type=int, default=1, help="processes that read the images")
     three = commands.add_parser("annotate", help="caption and segment the visible images of shards, resumably")
-    three.set_defaults(command=_annotate)
+    three.set_defaults(
+        command=_annotate, after_stop=": give the same command again, and the shards that are not done are annotated"
+    )
     three.add_argument("data", type=Path, help="folder that `build` made")
     three.add_argument("--bundle", required=True, help="whose captioner and segmenter: tiny, a folder, or a hub id")
     three.add_argument("--workers", type=int, default=1, help="processes, or actors of Ray; a GPU each")

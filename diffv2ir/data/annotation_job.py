@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _every(seconds: float, report: Callable[[], None]) -> Iterator[None]:
 def _follow(results: Iterator[Result], status: _Status) -> int:
     """Print speed and time left after every shard, and meanwhile; returns the images made."""
     failed, taken = [], 0
-    with _every(REPORT_EVERY, status.report):
+    with closing(results), _every(REPORT_EVERY, status.report):
         for shard, count, error in results:
             status.pass_shard(shard, count or 0)
             taken += count is None and not error
@@ -127,7 +128,7 @@ def _follow(results: Iterator[Result], status: _Status) -> int:
     if failed:
         raise DataError(f"{len(failed)} shard(s) failed; start again to retry them:\n  " + "\n  ".join(failed))
     if taken:
-        logger.info("%d shard(s) are left to the job that is at them", taken)
+        print(f"{taken} shard(s) are left to another job, which is at them now", flush=True)
     return status.made
 
 
@@ -184,23 +185,35 @@ def _local(folder: Path, bundle: Path, shards: Sequence[str], workers: int) -> I
 
 
 def _pool(folder: Path, bundle: Path, shards: Sequence[str], workers: int) -> Iterator[Result]:
-    """The results of as many processes, as they come, until one of them is killed."""
+    """The results of as many processes, as they come, until one of them is killed.
+
+    Whoever stops listening, as Ctrl-C does, ends the processes with the shards that they are at.
+    """
     # CUDA does not survive a fork of this process; the server's has none, and has imported what takes seconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *_OF_WORKERS])
-    numbers = context.Value("i", 0)
+    numbers, others = context.Value("i", 0), set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, _start_worker, (bundle, numbers, workers)) as pool:
-        for future in as_completed([pool.submit(_work, folder, shard) for shard in shards]):
-            if not isinstance(future.exception(), BrokenProcessPool):
-                yield future.result()
+        try:
+            for future in as_completed([pool.submit(_work, folder, shard) for shard in shards]):
+                if not isinstance(future.exception(), BrokenProcessPool):
+                    yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
 
 
 _annotator: Annotator  # of a worker process
 
 
 def _start_worker(bundle: Path, numbers, workers: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
     import torch
+    from tqdm import tqdm
 
+    tqdm.set_lock(threading.RLock())  # its own lock among processes would be left behind by one that is ended
     with numbers.get_lock():
         number, numbers.value = numbers.value, numbers.value + 1
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
