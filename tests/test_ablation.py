@@ -24,6 +24,7 @@ from diffv2ir.training.ablation.trainings import Trainings, shrunk
 from diffv2ir.training.captioner import _folds
 from diffv2ir.training.config import load_config
 from diffv2ir.training.phases import PhaseConfig, train_phase
+from diffv2ir.training.tiny import GENERAL
 from train import ablate
 
 COMMON = "loop: {steps: 2, batch_size: 2, warmup_steps: 1, ema_decay: 0.5}\nview: {resize: 18, crop: 16, variants: 1}\n"
@@ -373,6 +374,31 @@ def test_photos_through_the_phases(command, work, finished, bundle_folder, photo
     work.clear()
     assert command("phases", photo_file, "--real", real, "--bundle", early, "--set", "steps=1", "sampler=ddim") == rows
     assert not work
+
+
+def test_every_seed_has_its_own_picture(command, work, bundle_folder, photo_file, tmp_path):
+    def drawn(seed):
+        rows = command("phases", photo_file, "--bundle", bundle_folder, "--seed", seed, "--set", "steps=1", plots=False)
+        return [np.asarray(Image.open(tmp_path / "phases" / row["file"])).tobytes() for row in rows]
+
+    zero, one = drawn(0), drawn(1)
+    work.clear()
+    assert drawn(0) == zero != one and not work
+
+
+def test_a_bundle_of_all_phases_is_packed_anew_of_other_results_or_styles(finished, bundle_folder, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for name in (GENERAL, "phase3-night"):
+        shutil.copytree(bundle_folder, run / name / "result")
+    first = ablate._packed(run, [], tmp_path)
+    made = (first / "model_index.json").stat().st_mtime_ns
+    styled = ablate._packed(run, ["night"], tmp_path)
+    shutil.copytree(bundle_folder / "unet", run / "base" / "result" / "unet", dirs_exist_ok=True)
+    other = ablate._packed(run, [], tmp_path)
+    assert len({first, styled, other}) == 3
+    shutil.copytree(finished / "base" / "result" / "unet", run / "base" / "result" / "unet", dirs_exist_ok=True)
+    assert ablate._packed(run, [], tmp_path) == first
+    assert (first / "model_index.json").stat().st_mtime_ns == made
 
 
 def test_one_phase_is_the_same_alone(pipe, conditioning):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diffv2ir.data import Example, check_examples, read_examples, split_validation
 from diffv2ir.training.ablation import sweep
+from diffv2ir.training.ablation.cells import model_hash
 from diffv2ir.training.ablation.leakage import compare_splits
 from diffv2ir.training.ablation.phase_sheet import draw_sheet
 from diffv2ir.training.ablation.phase_table import PhaseTable, Recipe
@@ -18,6 +19,7 @@ from diffv2ir.training.ablation.scoring import SPLITS, choose_pairs, load_pipe
 from diffv2ir.training.ablation.trainings import Trainings, shrunk
 from diffv2ir.training.captioner import unseen_captions
 from diffv2ir.training.config import load_config
+from diffv2ir.training.learnt import digest
 from diffv2ir.training.pack import pack_bundle
 from diffv2ir.training.phases import PhaseConfig
 from diffv2ir.training.tiny import DEFAULTS, GENERAL
@@ -198,12 +200,14 @@ def _phases(arguments: argparse.Namespace) -> Path:
 
 
 def _packed(finished: Path, styles: list[str], output: Path) -> Path:
-    """A bundle of a run's results that holds all phases, made at the first call."""
-    bundle = output / "bundle"
+    """A bundle of a run's results that holds all phases, made once of the same results and styles."""
+    early = (finished / "base" / "result", finished / "phase1" / "result")
+    adapters = {style: finished / f"phase3-{style}" / "result" for style in styles}
+    general = finished / GENERAL / "result"
+    key = digest([finished.name, DEFAULTS, styles, *map(model_hash, (general, *early, *adapters.values()))])
+    bundle = output / f"bundle-{key}"
     if not bundle.is_dir():
-        early = (finished / "base" / "result", finished / "phase1" / "result")
-        adapters = {style: finished / f"phase3-{style}" / "result" for style in styles}
-        pack_bundle(finished / GENERAL / "result", adapters, bundle, finished.name, DEFAULTS, early)
+        pack_bundle(general, adapters, bundle, finished.name, DEFAULTS, early)
     return bundle
 
 

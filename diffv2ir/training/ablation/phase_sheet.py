@@ -73,12 +73,15 @@ def _draw_photo(
     output: Path,
     cells: Cells,
 ) -> list[report.Row]:
-    """One photo after each phase: one cell each, with a picture file; the photo is prepared if one is missing."""
+    """One photo after each phase: one cell each, with a picture file; the photo is prepared if one is missing.
+
+    The picture has the cell's hash in its name: pictures of other settings lie beside it.
+    """
     known: list[Conditioning] = []
     bundle, rows = model_hash(pipe.folder), []
     for name in names:
-        file = output / f"{photo.stem}, {name}.png"
         key = {"table": NAME, "bundle": bundle, "photo": file_hash(photo), "name": name, "settings": settings.to_dict()}
+        file = output / f"{photo.stem}, {name}, {cells.path(key).stem}.png"
         if not file.is_file():  # a cell without its picture is not finished
             cells.path(key).unlink(missing_ok=True)
 
