@@ -282,6 +282,9 @@ def _default_problems(folder: Path, index: dict[str, Any]) -> list[str]:
     for style, band in (index.get("bands") or {}).items():
         if band not in BANDS:
             problems.append(f"bands: that of style {style!r} must be one of {', '.join(BANDS)}, got {band!r}")
+    phrases = index.get("phrases", [])
+    if not isinstance(phrases, list) or not all(isinstance(phrase, str) and phrase.strip() for phrase in phrases):
+        problems.append(f"phrases must be a list of texts, got {phrases!r}")
     try:
         defaults = GenerationSettings.from_dict(index.get("defaults") or {})
     except (ValueError, TypeError) as error:

@@ -39,7 +39,7 @@ from diffv2ir.metadata import Record, deep_gray, save_png
 from diffv2ir.settings import BUNDLE_MAP, GENERAL_STYLE, MAX_SEED, STYLE_BAND, GenerationSettings
 from diffv2ir.unet import load_lora, merge_lora_keeping_originals, restore_weights
 from diffv2ir.vlum import SamSegmenter, build_prompt, caption_images, segmentation_map
-from diffv2ir.vlum.prompt import BANDS
+from diffv2ir.vlum.prompt import BANDS, HEAT_PHRASES
 
 # A segmentation map is drawn at the photo's size, up to this many pixels on the longer side.
 _LARGEST_MAP = 1024
@@ -145,6 +145,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         styles: "general" and the names of the adapters in `styles/`.
         bands: style -> the band of `BANDS` that its prompts ask for; LWIR where not named.
         name: of the bundle.
+        phrases: what the page offers to add to a caption: words for hour and season that the text encoder has learnt.
     """
 
     model_cpu_offload_seq = "captioner->segmenter->text_encoder->unet->vae"
@@ -164,6 +165,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         styles: list | None = None,
         bands: dict | None = None,
         name: str = "",
+        phrases: list | None = None,
     ):
         super().__init__()
         _check_channels(unet, vae, text_encoder)
@@ -184,6 +186,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             styles=list(dict.fromkeys([GENERAL_STYLE, *(styles or [])])),
             bands=dict(bands or {}),
             name=name,
+            phrases=list(HEAT_PHRASES if phrases is None else phrases),
         )
         self.folder: Path | None = None
         self.memory_mode = "full"  # see `memory.place`, which sets both

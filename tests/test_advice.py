@@ -56,6 +56,7 @@ def test_a_phrase_takes_the_place_of_another():
     assert with_phrase("a car on a road by day", "at night") == "a car on a road at night"
     assert with_phrase("a car, in winter.", "after rain") == "a car after rain"
     assert with_phrase("", "at night") == "at night"
+    assert with_phrase("a car with wet tyres.", "in daylight", ("in daylight", "with wet tyres")) == "a car in daylight"
     assert with_phrase("a nightstand in a dark room", "by day") == "a nightstand in a dark room by day"
     assert with_phrase("a dayroom in the dark house", "by day") == "a dayroom in the dark house by day"
 

@@ -92,6 +92,7 @@ def test_the_chain_ends_in_a_bundle_and_goes_on_where_it_stopped(tmp_path, photo
     pipe = DiffV2IRPipeline.from_pretrained(bundle)
     assert (pipe.styles, pipe.config.name, pipe.config.map_style) == (["general", *tiny.STYLES], "tiny", "union")
     assert pipe.default_settings == pipe.default_settings.replace(**tiny.DEFAULTS)
+    assert pipe.config.phrases == list(tiny.PHRASES)
     settings = pipe.default_settings.replace(steps=1, resolution=64, seed=0, style=tiny.STYLES[0])
     output = pipe(photo, settings)
     assert output.image.size == photo.size and output.caption

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ def pack_bundle(
     name: str,
     defaults: dict,
     early: tuple[Path, Path] | None = None,
+    phrases: Sequence[str] | None = None,
 ) -> Path:
     """Write a bundle: the components of `general` and the adapters of other bundles, all in half precision.
 
@@ -34,6 +36,7 @@ def pack_bundle(
         styles: style name -> the bundle (a phase-3 result) that holds it.
         defaults: changes to the general bundle's default settings.
         early: the results of base and phase 1; given, the bundle holds these phases too (`diffv2ir.phases`).
+        phrases: see `DiffV2IRPipeline`; None = those of `general`.
     """
 
     def write(folder: Path) -> None:
@@ -54,6 +57,8 @@ def pack_bundle(
             index["bands"] |= json.loads((source / bundle.INDEX).read_text()).get("bands", {})
         index["defaults"] = pipe.default_settings.replace(**defaults).to_dict()
         index["name"] = name
+        if phrases is not None:
+            index["phrases"] = list(phrases)
         (folder / bundle.INDEX).write_text(json.dumps(index, indent=2) + "\n")
         for path in folder.rglob("*.json"):
             _tidy_config(path)

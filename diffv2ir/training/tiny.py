@@ -50,6 +50,9 @@ DEFAULTS = dict(
     gain_control=0.05,
 )
 
+# Hour and light in the words of its captions, which are all that its text encoder knows of them.
+PHRASES = ("in daylight", "at dusk", "at night")
+
 # Zero terminal SNR: the first step of sampling starts from pure noise, as it does in training, so the overall
 # brightness of the picture is free. v-prediction is defined there, epsilon-prediction is not.
 SCHEDULER = dict(
@@ -146,7 +149,7 @@ def pack(general: Path, output: Path, hold_phases: bool = False) -> Path:
     """The bundle that is committed: `general` with the three styles, and its defaults."""
     styles = {style: output / f"phase3-{style}" / "result" for style in STYLES}
     early = (output / "base" / "result", output / "phase1" / "result") if hold_phases else None
-    return pack_bundle(general, styles, output / "bundle", "tiny", DEFAULTS, early)
+    return pack_bundle(general, styles, output / "bundle", "tiny", DEFAULTS, early, PHRASES)
 
 
 def assemble(output: Path, parts: Path, vlum: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 
 INFRARED_PROMPT = "an infrared image"
 """The one prompt of phase 1 (paper Sec. 3.3)."""
@@ -33,8 +35,7 @@ def known_band(band: str) -> str:
 
 
 HEAT_PHRASES = ("by day", "at night", "after rain", "in hot sun", "in winter")
-"""What changes a scene's heat, as a caption says it."""
-
+"""What changes a scene's heat, as a caption says it: what is offered where a bundle names no phrases of its own."""
 
 # What captions say of hour, season and light, as our captioner does ("in daylight", "at dusk", "indoors"): it could
 # contradict a phrase beside it.
@@ -46,17 +47,25 @@ _LIGHT = (
     "darkness|sun|sunlight|sunshine|rain"
 )
 _SAID = (
-    *HEAT_PHRASES,
     rf"(?:by|at|in|during|after) (?:the )?(?:(?:{_WEATHER}) )?(?:{_LIGHT})",
     rf"(?:in|during) (?:the )?(?:{_SEASON})",
     rf"on an? (?:(?:{_WEATHER}) )?(?:(?:{_SEASON}) )?(?:{_HOUR})",
     "indoors|outdoors",
     "in the dark(?! [a-z])",
 )
-_TIMES = re.compile(rf"(?:^|\s)(?:{'|'.join(_SAID)})(?=$|[\s,.;])", re.IGNORECASE)
 
 
-def with_phrase(caption: str, phrase: str) -> str:
-    """The caption with one of `HEAT_PHRASES` at its end, in place of what it says of hour, season and light."""
-    words = _TIMES.sub("", " ".join(caption.split()))
+def with_phrase(caption: str, phrase: str, phrases: Sequence[str] = HEAT_PHRASES) -> str:
+    """The caption with one of `phrases` at its end, in place of what it says of hour, season and light.
+
+    Args:
+        phrases: what else may stand there, from an earlier time; taken away, too.
+    """
+    words = _times(tuple(phrases)).sub("", " ".join(caption.split()))
     return f"{words.strip(' ,.;')} {phrase}".strip()
+
+
+@lru_cache(maxsize=8)
+def _times(phrases: tuple[str, ...]) -> re.Pattern:
+    said = "|".join((*map(re.escape, phrases), *_SAID))
+    return re.compile(rf"(?:^|\s)(?:{said})(?=$|[\s,.;])", re.IGNORECASE)
