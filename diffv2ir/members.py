@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 
@@ -11,12 +11,16 @@ class TarMember:
     """One file in an uncompressed tar: `size` bytes of `tar` from `offset` on. Stands in for a `Path` to read.
 
     Several processes may read one archive at once: every reading opens it anew.
+
+    Attributes:
+        sha256: of the content, where it is known.
     """
 
     tar: Path
     name: str
     offset: int
     size: int
+    sha256: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def stem(self) -> str:

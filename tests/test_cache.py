@@ -1,6 +1,7 @@
 """Captions, maps and latents on disk: what makes a new entry, and what each entry holds."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -18,6 +19,7 @@ from diffv2ir.data import read_examples
 from diffv2ir.imaging import open_image, to_tensor
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training import cache as cache_module
+from diffv2ir.training import hashes
 from diffv2ir.training.cache import (
     CaptionCache,
     LatentCache,
@@ -27,7 +29,9 @@ from diffv2ir.training.cache import (
     encode_mode,
     file_hash,
 )
+from diffv2ir.training.hashes import HashIndex
 from diffv2ir.training.images import resize_shorter
+from diffv2ir.training.lines import append_pairs, read_pairs
 from diffv2ir.vlum import SamSegmenter
 
 VIEW = ViewConfig(resize=20, crop=16, variants=2)
@@ -65,6 +69,52 @@ def added(folder, *latent_caches, examples):
     for latents in latent_caches:
         latents.fill(examples)
     return len(entries(folder) - before)
+
+
+# Hashes
+
+
+def images_of(examples):
+    return [file for example in examples for file in (example.visible, example.infrared) if file]
+
+
+def test_files_are_hashed_once_and_again_when_they_change(examples, tmp_path, monkeypatch):
+    files = images_of(examples)
+    wanted = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    HashIndex(tmp_path / "c").fill(files)
+    read = []
+    monkeypatch.setattr(hashes, "_content_hash", lambda file: read.append(file) or "new")
+    for _ in range(2):  # as in new processes
+        monkeypatch.setattr(hashes, "_indexed", {})
+        file_hash.cache_clear()
+        HashIndex(tmp_path / "c").fill(files)
+        assert list(map(file_hash, files)) == wanted and not read
+    draw_scene(50)[0].save(files[1])
+    file_hash.cache_clear()
+    HashIndex(tmp_path / "c").fill(files)
+    assert read == [files[1]] and file_hash(files[1]) == "new"
+
+
+def test_processes_share_the_hashing(examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(hashes, "_indexed", {})
+    files, counts = images_of(examples), []
+    for share in (Share(0, 2), Share(1, 2)):
+        before = len(hashes._indexed)
+        HashIndex(tmp_path).fill(files, share)
+        counts.append(len(hashes._indexed) - before)
+    assert sum(counts) == len(files) and entries(tmp_path) >= {"hashes-0-of-2.jsonl", "hashes-1-of-2.jsonl"}
+
+
+def test_more_files_than_any_limit_are_hashed_once():
+    assert file_hash.cache_parameters()["maxsize"] is None
+
+
+def test_lines_that_were_cut_off_are_left_out(tmp_path):
+    path = tmp_path / "deep" / "pairs.jsonl"
+    append_pairs(path, {"a": "one", "b": "zwölf\n"})
+    path.write_bytes(path.read_bytes() + b'["c", "thr')
+    append_pairs(path, {"a": "two"})
+    assert read_pairs(path) == {"a": "two", "b": "zwölf\n"} and read_pairs(tmp_path / "none") == {}
 
 
 # Latents

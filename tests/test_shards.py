@@ -1,5 +1,6 @@
 """Shards: what `build` writes, how it is read, and that a training cannot tell them from the folder behind them."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from diffv2ir.data.cleaning import CleaningConfig
 from diffv2ir.data.shards import COLUMNS, OPTIONAL, Entry, read_table, write_shards, write_table
 from diffv2ir.imaging import ImageError, open_image
 from diffv2ir.members import TarMember
-from diffv2ir.training.cache import ViewConfig
+from diffv2ir.training.cache import ViewConfig, file_hash
 from diffv2ir.training.loop import LoopConfig, Sampler
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from train.data import main
@@ -111,6 +112,14 @@ def test_member_of_a_tar_is_read_like_a_file(shards, tmp_path):
         open_image(replace(member, offset=0))
     with pytest.raises(OSError, match="ends before x"):
         TarMember(member.tar, "x", 0, 10**6).read_bytes()
+
+
+def test_hashes_are_those_of_the_manifest(shards, monkeypatch):
+    members = [file for example in read_examples(shards) for file in (example.visible, example.infrared) if file]
+    wanted = [hashlib.sha256(member.read_bytes()).hexdigest() for member in members]
+    monkeypatch.setattr(TarMember, "read_bytes", None)  # would be called, were anything read
+    file_hash.cache_clear()
+    assert list(map(file_hash, members)) == wanted
 
 
 def test_a_member_is_named_like_a_file():

@@ -194,7 +194,8 @@ def _example(folder: Path, row: dict[str, Any], made: dict[str, Any] | None) -> 
 def _member(tar: Path, row: dict[str, Any], prefix: str) -> TarMember | None:
     if not row[f"{prefix}name"]:
         return None
-    return TarMember(tar, row[f"{prefix}name"], row[f"{prefix}offset"], row[f"{prefix}size"])
+    place = row[f"{prefix}name"], row[f"{prefix}offset"], row[f"{prefix}size"]
+    return TarMember(tar, *place, row.get(f"{prefix}sha256"))
 
 
 def _check_shards(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

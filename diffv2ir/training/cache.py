@@ -9,12 +9,10 @@ the visible photo.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -29,6 +27,7 @@ from diffv2ir.edges import brightness, follow_edges
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels, open_image, to_tensor
 from diffv2ir.pipeline import latent_stride
+from diffv2ir.training.hashes import ALONE, Share, entry_key, file_hash, weights_hash
 from diffv2ir.training.images import expose_differently, random_integer, resize_shorter
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
@@ -77,40 +76,6 @@ class ViewConfig:
             raise ValueError(f"variants must be at least 1, got {self.variants}")
 
 
-@lru_cache(maxsize=200_000)
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def weights_hash(module: torch.nn.Module) -> str:
-    """SHA-256 over names and values of a module's state."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _key(*parts) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of a cache that one of several processes makes: number `index` of `count`.
-
-    Whose an entry is follows from its name alone: the processes need not agree about what is there already.
-    """
-
-    index: int = 0
-    count: int = 1
-
-    def has(self, name: str) -> bool:
-        """Whether an entry is of this part."""
-        return int(_key(name)[:15], 16) % self.count == self.index
-
-
 class CaptionCache:
     """Captions by BLIP, for examples whose dataset has none or, with `always`, for all.
 
@@ -137,7 +102,7 @@ class CaptionCache:
         for path in sorted(self.folder.glob("captions*.json")):
             self.known.update(json.loads(path.read_text()))
 
-    def fill(self, examples: Sequence[Example], batch_size: int = 8, share: Share = Share()) -> None:
+    def fill(self, examples: Sequence[Example], batch_size: int = 8, share: Share = ALONE) -> None:
         """Caption what has no caption yet; saved after every batch."""
         name = "captions.json" if share.count == 1 else f"captions-{share.index}-of-{share.count}.json"
         file = self.folder / name
@@ -162,7 +127,7 @@ class CaptionCache:
         return key not in self.known and share.has(key)
 
     def _key(self, example: Example) -> str:
-        return _key(file_hash(example.visible), self._model_hash)
+        return entry_key(file_hash(example.visible), self._model_hash)
 
 
 class MapCache:
@@ -183,10 +148,10 @@ class MapCache:
         """Where the map of an example lies, or will lie."""
         if example.segmentation:
             return example.segmentation
-        key = _key(file_hash(example.visible), self._model_hash, self.style)
+        key = entry_key(file_hash(example.visible), self._model_hash, self.style)
         return self.folder / key[:2] / f"{key}.png"
 
-    def fill(self, examples: Sequence[Example], share: Share = Share()) -> None:
+    def fill(self, examples: Sequence[Example], share: Share = ALONE) -> None:
         """Segment what has no map yet."""
         wanted = [e for e in examples if e.visible and _lacks(self.path(e), share)]
         for example in tqdm(wanted, desc="segmentation maps", disable=not wanted, mininterval=5):
@@ -221,7 +186,7 @@ class Views:
 
     def generator(self, example: Example, number: int, purpose: int) -> torch.Generator:
         """Random numbers for view or epoch `number` of an example, for one purpose."""
-        content = int(_key(sorted(file_hash(p) for p in (example.visible, example.infrared) if p))[:15], 16)
+        content = int(entry_key(sorted(file_hash(p) for p in (example.visible, example.infrared) if p))[:15], 16)
         return torch.Generator().manual_seed(mix_seed(self.seed, content, number, purpose))
 
     def _cut(self, image: Image.Image, example: Example, variant: int, role: str) -> Image.Image:
@@ -281,7 +246,7 @@ class LatentCache:
         """The band of the infrared picture in the view that belongs to a draw: the camera's."""
         return known_band(example.band)
 
-    def fill(self, examples: Sequence[Example], batch_size: int = 8, share: Share = Share()) -> None:
+    def fill(self, examples: Sequence[Example], batch_size: int = 8, share: Share = ALONE) -> None:
         """Encode every view that is not there yet; the maps have to be."""
         wanted = [
             (example, variant)
@@ -323,7 +288,7 @@ class LatentCache:
             given = example.segmentation
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
         view = asdict(self.view) | {"variants": None}
-        key = _key(hashes, self._vae_hash, view, variant, self.seed)
+        key = entry_key(hashes, self._vae_hash, view, variant, self.seed)
         return self.folder / key[:2] / f"{key}.safetensors"
 
 

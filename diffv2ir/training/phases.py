@@ -28,11 +28,12 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextMo
 
 from diffv2ir import bundle
 from diffv2ir.data import DataError, Example
+from diffv2ir.data.examples import ROLES
 from diffv2ir.efficientnet import loss_network
 from diffv2ir.files import write_atomically
 from diffv2ir.memory import DTYPES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
-from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, Share, ViewConfig
+from diffv2ir.training.cache import CaptionCache, LatentCache, MapCache, ViewConfig
 from diffv2ir.training.config import example_weights
 from diffv2ir.training.diffusion import (
     DROPPED_SUBSETS,
@@ -44,6 +45,7 @@ from diffv2ir.training.diffusion import (
     dropped_conditions,
 )
 from diffv2ir.training.fresh import FreshConfig, FreshViews
+from diffv2ir.training.hashes import HashIndex, Share
 from diffv2ir.training.learnt import record_examples
 from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
 from diffv2ir.training.pictures import PictureConfig, PictureLoss
@@ -282,6 +284,7 @@ def train_phase(
     unet = _initial_unet(config, parts)
     before = _weights_before(unet) if config.start_share else {}
     processes = process_state()
+    _hash_files(chosen, cache)
     if processes.is_main_process:
         record_examples(output, chosen)
     pictures = _picture_loss(config, parts) if config.picture else None  # raises now, not after the caches are filled
@@ -428,6 +431,15 @@ def prepare_unet(
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet
+
+
+def _hash_files(examples: Sequence[Example], cache: Path) -> None:
+    """Hash the images of examples, by which the entries of the caches are named. Each process makes its share."""
+    processes, index = process_state(), HashIndex(cache)
+    files = (getattr(example, role) for example in examples for role in ROLES)
+    index.fill(filter(None, files), Share(processes.process_index, processes.num_processes))
+    processes.wait_for_everyone()
+    index.read()
 
 
 def _fill_caches(
