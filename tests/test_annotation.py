@@ -230,7 +230,7 @@ def test_ctrl_c_stops_the_workers_and_a_second_run_finishes_the_rest(bundle_fold
     )  # fmt: skip
 
     def done():
-        return {path.name: path.stat().st_mtime_ns for path in (data / "annotations").glob("*.parquet")}
+        return {path.name: path.stat().st_mtime_ns for path in (data / "annotations").glob("0*.parquet")}
 
     deadline = time.monotonic() + 300
     while not done() and process.poll() is None and time.monotonic() < deadline:
