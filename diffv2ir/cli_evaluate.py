@@ -39,7 +39,12 @@ def add_evaluate_commands(commands: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="score the pictures of another method instead of a bundle's: DIR/ID.png, .jpg or .webp for each example",
     )
-    evaluate.add_argument("--save-outputs", type=Path, metavar="DIR", help="write the bundle's pictures as DIR/ID.png")
+    evaluate.add_argument(
+        "--save-outputs",
+        type=Path,
+        metavar="DIR",
+        help="write the bundle's pictures as DIR/ID.png while they are drawn; started again, only the others are drawn",
+    )
     evaluate.add_argument(
         "--fid", action="store_true", help="also FID, KID and LPIPS, whose networks must be here or are downloaded"
     )
@@ -68,14 +73,17 @@ def add_evaluate_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     from diffv2ir.data import DataError, check_examples
-    from diffv2ir.evaluate import save_sheet, score, spread
+    from diffv2ir.evaluate import check_pairs, save_sheet, score, spread
 
     _check_options(options)
     try:
         examples = spread(_examples_of(options), options.limit)
+        check_pairs(examples)
         check_examples(examples)
     except (DataError, OSError) as error:
         raise CommandError(error) from error
+    except ValueError as error:
+        raise CommandError(f"--kind {options.kind} cannot be scored: {error}") from error
     for path in (options.json, options.sheet):
         _check_writable(path)
     views = _views(options)
@@ -147,8 +155,9 @@ def _translate(
     """What the bundle makes of the examples, the settings, and the hash of the bundle's weights."""
     from tqdm import tqdm
 
-    from diffv2ir.evaluate import translate_examples
-    from diffv2ir.outputs import output_path, save_outputs
+    from diffv2ir.evaluate import spread, translate_examples
+    from diffv2ir.kept_pictures import KeptPictures
+    from diffv2ir.outputs import output_path
 
     if options.save_outputs:
         try:
@@ -160,16 +169,26 @@ def _translate(
     pipe = load_pipeline(options)
     settings = settings_from(options, pipe)
     settings = settings.replace(seed=settings.seed or 0)
-    with tqdm(total=len(examples), unit="image") as bar:
-        translations = translate_examples(
-            pipe, examples, settings, options.batch_size, lambda done, total: bar.update(done - bar.n), options.without
-        )
+    kept, finished = None, {}
     if options.save_outputs:
+        kept = KeptPictures(options.save_outputs, pipe, settings, options.without)
+        # The sheet shows maps, which are not kept.
+        shown = {example.id for example in spread(examples, options.sheet_scenes)} if options.sheet else ()
+        finished = kept.find(example for example in examples if example.id not in shown)
+    left = [example for example in examples if example.id not in finished]
+    with tqdm(total=len(examples), initial=len(finished), unit="image") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.update(len(finished) + done - bar.n)
+
         try:
-            save_outputs(translations, options.save_outputs)
+            made = translate_examples(
+                pipe, left, settings, options.batch_size, progress, options.without, kept.save if kept else None
+            )
         except OSError as error:
             raise CommandError(f"--save-outputs {options.save_outputs} cannot be written: {error}") from error
-    return translations, settings, pipe.bundle_sha256
+    finished |= {translation.example.id: translation for translation in made}
+    return [finished[example.id] for example in examples], settings, pipe.bundle_sha256
 
 
 def _examples_of(options: argparse.Namespace) -> list[Example]:
@@ -188,7 +207,10 @@ def _check_writable(path: Path | None) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
         path.open("ab").close()
+        if is_new:
+            path.unlink()
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error}") from error
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVALUATION_SIZE", "OVERALL", "PROTOCOL", "Report", "Score", "Translation",
-    "central_square", "evaluate", "example_seed", "gray_square", "picture_hashes", "save_sheet", "score",
+    "central_square", "check_pairs", "evaluate", "example_seed", "gray_square", "picture_hashes", "save_sheet", "score",
     "score_methods", "score_real", "settings_for", "spread", "translate_examples",
 ]  # fmt: skip
 
@@ -95,6 +95,13 @@ def settings_for(example: Example, settings: GenerationSettings) -> GenerationSe
     return settings.replace(seed=example_seed(example, settings.seed or 0), band=band)
 
 
+def check_pairs(examples: Sequence[Example]) -> None:
+    """Raises ValueError where an example lacks its visible or its infrared image."""
+    for example in examples:
+        if example.visible is None or example.infrared is None:
+            raise ValueError(f"{example.id}: an evaluation needs a visible and an infrared image")
+
+
 def translate_examples(
     pipe: DiffV2IRPipeline,
     examples: Sequence[Example],
@@ -102,20 +109,19 @@ def translate_examples(
     batch_size: int = 4,
     progress: Callable[[int, int], None] | None = None,
     without: Sequence[str] = (),
+    save: Callable[[Sequence[Translation]], None] | None = None,
 ) -> list[Translation]:
     """Translate the visible image of each example. `progress(done, total)` is called after each batch.
 
     Where the settings leave the band open, each is asked for in the band of its real picture.
 
     Args:
-        without: "caption" and "map" are switched off when named here.
+        without: "caption" and "map" are switched off when named here. save: is given each batch when it is done.
 
     Raises:
         ValueError: an example lacks its visible or its infrared image, or one of them cannot be read.
     """
-    for example in examples:
-        if example.visible is None or example.infrared is None:
-            raise ValueError(f"{example.id}: an evaluation needs a visible and an infrared image")
+    check_pairs(examples)
     translations: list[Translation] = []
     for batch in _batches(examples, settings, batch_size):
         own = [settings_for(example, settings) for example in batch]
@@ -127,6 +133,8 @@ def translate_examples(
             real = gray_square(example.infrared)
             drawn = output.segmentation or Image.new("RGB", image.size)
             translations.append(Translation(example, image, drawn, output.image, real, output.caption or ""))
+        if save is not None:
+            save(translations[-len(batch) :])
         if progress is not None:
             progress(len(translations), len(examples))
     return translations

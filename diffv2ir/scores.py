@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageStat
 from torch import Tensor
+from tqdm import tqdm
 
 from diffv2ir.bootstrap import mean_interval, set_interval
 from diffv2ir.efficientnet import EfficientNetView, has_frechet_weights
@@ -29,6 +30,7 @@ OVERALL = "all"
 EVALUATION_SIZE = 256
 PROTOCOL = f"central square, {EVALUATION_SIZE} px, 8-bit gray; settings.seed is combined with each example's id"
 _BATCH = 16
+_PATIENCE = 5.0  # seconds until a progress bar is shown
 # What the real infrared is scored by: how it relates to the visible image, so that the others' numbers can be read.
 _OF_REAL = ("edge_f1_visible", "person_contrast", "person_brighter")
 
@@ -240,7 +242,7 @@ def _look(
     for view in views:
         distances: dict[str, list[float]] = {name: [] for name in methods}
         seen: dict[str, list[Tensor]] = {name: [] for name in (*methods, "real")}
-        for start in range(0, len(real), _BATCH):
+        for start in tqdm(range(0, len(real), _BATCH), desc="comparing", unit="batch", delay=_PATIENCE, leave=False):
             features, wanted = view.see(real[start : start + _BATCH])
             seen["real"].append(features)
             for name, images in methods.items():
@@ -266,28 +268,43 @@ def _constants(real: Sequence[Image.Image], cameras: Sequence[str]) -> list[Imag
 
 
 def _scores(rows: Rows, features: Mapping[str, Any], cameras: Sequence[str]) -> dict[str, Score]:
+    """Camera -> score, and `OVERALL`; that of a single camera is both."""
+    names = sorted(set(cameras))
     result = {}
-    for camera in [*sorted(set(cameras)), OVERALL]:
-        own = np.array([index for index, name in enumerate(cameras) if camera in (name, OVERALL)])
-        values: dict[str, float | None] = {}
-        intervals = {}
-        for name, column in rows.items():
-            defined = [column[index] for index in own if not math.isnan(column[index])]
-            values[name] = statistics.fmean(defined) if defined else None
-            if defined:
-                intervals[name] = mean_interval(defined)
-        for name, sets in features.items():
-            values[name] = None
-            if sets is not None and len(own) > 1:
-                values[name], intervals[name] = _DISTANCES[name](sets[0][own], sets[1][own])
-        people = sum(not math.isnan(rows["person_contrast"][index]) for index in own)
-        result[camera] = Score(len(own), people, values, intervals)
+    for camera in names:
+        result[camera] = _score_of(rows, features, [row for row, own in enumerate(cameras) if own == camera])
+    every = list(range(len(cameras)))
+    result[OVERALL] = result[names[0]] if len(names) == 1 else _score_of(rows, features, every)
     return result
+
+
+def _score_of(rows: Rows, features: Mapping[str, Any], own: list[int]) -> Score:
+    """The score of the images at the rows `own`."""
+    values: dict[str, float | None] = {}
+    intervals = {}
+    for name, column in rows.items():
+        defined = [column[index] for index in own if not math.isnan(column[index])]
+        values[name] = statistics.fmean(defined) if defined else None
+        if defined:
+            intervals[name] = mean_interval(defined)
+    for name, sets in features.items():
+        values[name] = None
+        if sets is not None and len(own) > 1:
+            values[name], intervals[name] = _DISTANCES[name](sets[0][own], sets[1][own])
+    people = sum(not math.isnan(rows["person_contrast"][index]) for index in own)
+    return Score(len(own), people, values, intervals)
 
 
 def _frechet(features: Tensor, real: Tensor) -> tuple[float, tuple[float, float]]:
     value = frechet_distance(features, real)
-    low, high = set_interval(lambda rows: frechet_distance(features[rows], real[rows]), len(real), value)
+    what = f"interval of the Fréchet distance, {len(real)} images"
+    with tqdm(desc=what, unit="resample", delay=_PATIENCE, leave=False) as bar:
+
+        def resampled(rows: np.ndarray) -> float:
+            bar.update()
+            return frechet_distance(features[rows], real[rows])
+
+        low, high = set_interval(resampled, len(real), value)
     return value, (max(0.0, low), high)
 
 

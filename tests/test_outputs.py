@@ -136,7 +136,7 @@ def test_a_bundles_pictures_are_written_and_score_the_same(pipe, bundle_folder, 
     monkeypatch.setenv("DIFFV2IR_TINY", str(bundle_folder))
     flags = ["--limit", 1, "--steps", 1, "--sampler", "ddim"]
     assert evaluate(data, *flags, "--save-outputs", tmp_path / "ours", "--json", tmp_path / "a.json") == 0
-    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["scene0.png"]
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == ["pictures.jsonl", "scene0.png"]
     assert evaluate(data, "--limit", 1, "--outputs", tmp_path / "ours", "--json", tmp_path / "b.json") == 0
     one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
     assert one["images"] == other["images"] and one["model"] == other["model"]
