@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from diffv2ir.bundle import resolve
@@ -36,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="build|audit|annotate")
     one = commands.add_parser("build", help="read public data sets, clean them, split by scene, write shards")
-    one.set_defaults(command=_build, after_stop="")
+    one.set_defaults(
+        command=_build, after_stop=": give the same command again, and what is measured is not measured again"
+    )
     one.add_argument("--source", type=_source, action="append", required=True, metavar="NAME=PATH",
                      help=f"a data set as its authors publish it; NAME is one of {', '.join(SOURCES)}")  # fmt: skip
     one.add_argument("--to", type=Path, required=True, help="folder that is not there yet")
@@ -55,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     two = commands.add_parser("audit", help="find near-duplicates across the split of data set folders")
     two.set_defaults(command=_audit, after_stop="")
     two.add_argument("data", type=Path, nargs="+", help="folders; several are taken as one data set")
+    two.add_argument("--held-out", type=Path, action="append", default=[], metavar="DIR",
+                     help="another folder, all of which counts as test; can be given several times")  # fmt: skip
     two.add_argument("--near", type=int, default=default.near, help="bits of 256 that near-duplicates differ by")
     two.add_argument("--json", type=Path, help="write the report and every leak here")
     two.add_argument("--sheet", type=Path, help="write a JPEG of up to 24 leaks here")
@@ -99,11 +104,15 @@ def _build(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace) -> int:
     """Exit code 1 when something leaks, or there is no split that could, so that a script can stop."""
     examples = [example for folder in options.data for example in read_examples(folder)]
+    examples += [replace(example, split="test") for folder in options.held_out for example in read_examples(folder)]
     held_out = sum(map(is_held_out, examples))
     if held_out in (0, len(examples)):
         splits = ", ".join(sorted({example.split for example in examples}))
         what = "everything is held out" if held_out else "nothing is held out"
-        raise DataError(f"{what}, there is no split to audit: {len(examples):,} examples, all in {splits}")
+        raise DataError(
+            f"{what}, there is no split to audit: {len(examples):,} examples, all in {splits}; --held-out names a "
+            "folder that is not trained on"
+        )
     leaks, report = audit(examples, options.near, options.workers)
     if options.json:
         pairs = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from diffv2ir.data.contact import contact_sheet
+from diffv2ir.data.contact import contact_sheet, evenly
 from diffv2ir.data.examples import DataError, Example
 from diffv2ir.data.hashing import NEAR, check_near, near_pairs
 from diffv2ir.data.measure import Measures, check_workers, measure_all
@@ -49,11 +49,23 @@ def audit(examples: Sequence[Example], near: int = NEAR, workers: int = 1) -> tu
     measures = list(tqdm(measure_all(jobs, workers), desc="measuring", total=len(jobs), mininterval=5))
     if broken := [m.error for m in measures if m.error]:
         raise DataError(f"{len(broken)} image(s) cannot be read, such as {broken[0]}")
-    alike = near_pairs([m.hashes for m in measures], near)
-    report = {"examples": len(examples), "near_duplicates": len(alike), "bits": near,
+    splits = {"as_split": examples, "random_split": random_split(examples)}
+    held_out = {name: np.array([is_held_out(example) for example in own]) for name, own in splits.items()}
+    copied: dict[str, set[int]] = {name: set() for name in splits}
+    parts = np.array([_side(example) for example in examples])
+    leaks, alike = [], 0
+    for first, second in near_pairs([m.hashes for m in measures], near):
+        alike += len(first)
+        across = parts[first] != parts[second]
+        leaks += _leaks(examples, first[across], second[across])
+        for name, sides in held_out.items():
+            across = sides[first] != sides[second]
+            both = np.concatenate([first[across], second[across]])
+            copied[name].update(both[sides[both]].tolist())
+    report = {"examples": len(examples), "near_duplicates": alike, "bits": near,
               "exact_copies": _exact_copies(measures),
-              "as_split": _count(examples, alike), "random_split": _count(random_split(examples), alike)}  # fmt: skip
-    return _leaks(examples, alike), report
+              **{name: _count(own, copied[name]) for name, own in splits.items()}}  # fmt: skip
+    return leaks, report
 
 
 def random_split(examples: Sequence[Example], seed: int = 0) -> list[Example]:
@@ -73,21 +85,21 @@ def random_split(examples: Sequence[Example], seed: int = 0) -> list[Example]:
 
 
 def write_sheet(leaks: Sequence[Leak], path: Path) -> None:
-    """Held-out example to the left, the one trained on to the right."""
+    """Some leaks, spread over all: the held-out example to the left, the one trained on to the right."""
     cells = [
         ((k.held_out.visible, k.held_out.infrared, k.trained.visible, k.trained.infrared),
          f"{k.held_out.split} {k.held_out.id} | {k.trained.split} {k.trained.id}")
-        for k in leaks
+        for k in evenly(leaks)
     ]  # fmt: skip
     contact_sheet(cells, path, columns=2)
 
 
-def _leaks(examples: Sequence[Example], alike: Sequence[tuple[int, int]]) -> list[Leak]:
+def _leaks(examples: Sequence[Example], first: np.ndarray, second: np.ndarray) -> list[Leak]:
+    """Of pairs (first, second) that look alike and lie across a split."""
     leaks = []
-    for first, second in alike:
-        held_out, trained = sorted((examples[first], examples[second]), key=_side)
-        if held_out.split != trained.split and is_held_out(held_out):
-            leaks.append(Leak(held_out, trained, held_out.place == trained.place))
+    for one, other in zip(first.tolist(), second.tolist(), strict=True):
+        held_out, trained = sorted((examples[one], examples[other]), key=_side)
+        leaks.append(Leak(held_out, trained, held_out.place == trained.place))
     return leaks
 
 
@@ -100,13 +112,12 @@ def _side(example: Example) -> int:
     return HELD_OUT.index(example.split) if is_held_out(example) else len(HELD_OUT)
 
 
-def _count(examples: Sequence[Example], alike: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Held-out examples, and how many of them leak, overall and per kind/source."""
-    near = set()
-    for first, second in alike:
-        for one, other in ((first, second), (second, first)):
-            if is_held_out(examples[one]) and not is_held_out(examples[other]):
-                near.add(one)
+def _count(examples: Sequence[Example], near: Collection[int]) -> dict[str, Any]:
+    """Held-out examples, and how many of them leak, overall and per kind/source.
+
+    Args:
+        near: places of held-out examples that look like one that is trained on.
+    """
     trained_scenes = {example.place for example in examples if not is_held_out(example)}
     held_out, copied, shared = Counter(), Counter(), Counter()
     for place, example in enumerate(examples):

@@ -15,8 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from diffv2ir.data.cleaning import DEFAULT, STAGES, CleaningConfig, clean
-from diffv2ir.data.contact import MOST, contact_sheet
+from diffv2ir.data.cleaning import DEFAULT, STAGES, Cleaned, CleaningConfig, clean
+from diffv2ir.data.contact import contact_sheet, evenly
 from diffv2ir.data.examples import DataError
 from diffv2ir.data.measure import Measures, check_workers, cut_border, measure_all, spread
 from diffv2ir.data.shards import LONGEST_KEY, Entry, check_length, write_shards
@@ -68,6 +68,8 @@ def build(
 ) -> dict[str, Any]:
     """Read data sets, clean them, split them by scene, and write shards, manifest, report and contact sheets.
 
+    What is measured is kept beside `target` until that is there: a run that was stopped goes on where it was.
+
     Args:
         sources: (key of `SOURCES`, folder) of each; target: a folder that is not there yet, or empty.
         test_fraction, keep_official: see `split_by_scene`.
@@ -78,7 +80,8 @@ def build(
 
     Raises:
         ValueError: a setting is out of its range.
-        DataError: a folder lacks what its data set should hold, two examples share an id, or nothing is left.
+        DataError: a folder lacks what its data set should hold, two examples share an id, nothing is left, or a process
+            that reads images was killed.
     """
     check_fraction(test_fraction)
     check_length(shard_length)
@@ -87,7 +90,8 @@ def build(
         raise DataError(f"{target} is there already and not empty: name another folder, or remove it")
     candidates = find(sources)
     jobs = [(c.found.visible, c.found.infrared, c.source.border) for c in candidates]
-    measures = list(tqdm(measure_all(jobs, workers), desc="measuring", total=len(jobs), mininterval=5))
+    kept = target.with_name(f".{target.name}.measures.jsonl")
+    measures = list(tqdm(measure_all(jobs, workers, kept), desc="measuring", total=len(jobs), mininterval=5))
     cleaned = clean(measures, config)
     if not cleaned.kept:
         raise DataError(f"nothing is left of {len(candidates)} examples: dropped {_counts(cleaned.dropped)}")
@@ -108,9 +112,10 @@ def build(
         entries = (_entry(candidates[i], measures[i], scenes[i], splits[i], scenes[i] in shared) for i in chosen)
         write_shards(tqdm(entries, desc="writing", total=len(chosen), mininterval=5), folder, shard_length)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        _write_sheets(candidates, measures, cleaned.dropped, folder / "sheets")
+        _write_sheets(candidates, measures, cleaned, folder / "sheets")
 
     write_atomically(target, write)
+    kept.unlink()
     return report
 
 
@@ -248,19 +253,18 @@ def _content(file: ImageFile, border: int, role: str) -> tuple[bytes, str]:
 
 
 def _write_sheets(
-    candidates: Sequence[Candidate], measures: Sequence[Measures], dropped: dict[str, list[int]], folder: Path
+    candidates: Sequence[Candidate], measures: Sequence[Measures], cleaned: Cleaned, folder: Path
 ) -> None:
-    """One sheet for every stage that dropped something, spread over what it dropped."""
+    """One sheet for every stage that dropped something, spread over what it dropped; a copy is beside its original."""
     folder.mkdir()
     for number, stage in enumerate(STAGES):
-        places = dropped[stage]
-        count = min(MOST, len(places))
-        cells = []
-        for place in (places[k * len(places) // count] for k in range(count)):
-            found = candidates[place].found
-            cells.append(((found.visible, found.infrared), _why(stage, measures[place]) + candidates[place].key))
+        cells, is_copy = [], stage == "duplicate"
+        for place in evenly(cleaned.dropped[stage]):
+            shown = [candidates[place], *([candidates[cleaned.originals[place]]] if is_copy else [])]
+            files = [file for one in shown for file in (one.found.visible, one.found.infrared)]
+            cells.append((files, _why(stage, measures[place]) + " is like ".join(one.key for one in shown)))
         if cells:
-            contact_sheet(cells, folder / f"{number + 1}-{stage}.jpg")
+            contact_sheet(cells, folder / f"{number + 1}-{stage}.jpg", columns=2 if is_copy else 4)
 
 
 def _why(stage: str, measures: Measures) -> str:

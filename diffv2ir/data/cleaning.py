@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from diffv2ir.data.alignment import THRESHOLD
+from diffv2ir.data.copies import Copies
 from diffv2ir.data.hashing import NEAR, check_near, near_pairs
 from diffv2ir.data.measure import Measures
 
@@ -53,12 +54,14 @@ class Cleaned:
 
     Attributes:
         kept: what is left, in order. dropped: what each stage dropped.
-        copies: (a, b), a < b, that look alike; b was dropped if a was kept. Of all that reached that stage.
+        copies: (a, b), a < b, that look alike, as few as connect all that do. Of all that reached that stage.
+        originals: of each that is a duplicate, the first one that stays and looks like it.
     """
 
     kept: list[int]
     dropped: dict[str, list[int]] = field(default_factory=dict)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    originals: dict[int, int] = field(default_factory=dict)
 
 
 def clean(measures: Sequence[Measures], config: CleaningConfig = DEFAULT) -> Cleaned:
@@ -66,9 +69,12 @@ def clean(measures: Sequence[Measures], config: CleaningConfig = DEFAULT) -> Cle
     result = Cleaned(list(range(len(measures))))
     for stage in STAGES:
         if stage == "duplicate":
-            hashes = [measures[place].hashes for place in result.kept]
-            result.copies = [(result.kept[i], result.kept[j]) for i, j in near_pairs(hashes, config.near)]
-            bad = _later_copies(result.copies)
+            places, copies = result.kept, Copies(len(result.kept))
+            for first, second in near_pairs([measures[place].hashes for place in places], config.near):
+                copies.add(first, second)
+            result.copies = [(places[i], places[j]) for i, j in copies.links]
+            result.originals = {places[j]: places[i] for j, i in copies.originals.items()}
+            bad = set(result.originals)
         else:
             bad = {place for place in result.kept if _is_bad(stage, measures[place], config)}
         if stage in config.skip:
@@ -90,12 +96,3 @@ def _is_bad(stage: str, measures: Measures, config: CleaningConfig) -> bool:
     if stage == "border":
         return measures.black >= config.black
     return measures.alignment < config.alignment
-
-
-def _later_copies(copies: Sequence[tuple[int, int]]) -> set[int]:
-    """Of every group of copies, all that look like an earlier one that stays."""
-    dropped: set[int] = set()
-    for first, second in sorted(copies, key=lambda pair: (pair[1], pair[0])):
-        if first not in dropped:
-            dropped.add(second)
-    return dropped

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from diffv2ir.imaging import ImageError, open_image
+from diffv2ir.data.measure import open_infrared
+from diffv2ir.imaging import ImageError
 from diffv2ir.members import ImageFile
 
 MOST = 24
 _TILE, _GAP, _LINE = 160, 6, 14
 
+T = TypeVar("T")
+
+
+def evenly(items: Sequence[T]) -> list[T]:
+    """At most `MOST` of them, spread over all."""
+    count = min(MOST, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
 
 def contact_sheet(cells: Sequence[tuple[Sequence[ImageFile | None], str]], path: Path, columns: int = 4) -> None:
-    """Write a JPEG of at most `MOST` cells, each some images side by side over a text. An unreadable one is a cross."""
+    """Write a JPEG of at most `MOST` cells, each some images side by side over a text. An unreadable one is a cross.
+
+    Infrared of 14 bits is shown as `measure.spread` has it.
+    """
     cells = cells[:MOST]
     images = max((len(files) for files, _ in cells), default=1)
     width, height = images * _TILE + _GAP, _TILE + _LINE + _GAP
@@ -33,7 +46,7 @@ def contact_sheet(cells: Sequence[tuple[Sequence[ImageFile | None], str]], path:
 
 def _tile(file: ImageFile) -> Image.Image:
     try:
-        return ImageOps.pad(open_image(file), (_TILE, _TILE), color="gray")
+        return ImageOps.pad(open_infrared(file), (_TILE, _TILE), color="gray")
     except ImageError:
         tile = Image.new("RGB", (_TILE, _TILE), "white")
         draw = ImageDraw.Draw(tile)

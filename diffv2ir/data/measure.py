@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from diffv2ir import __version__
 from diffv2ir.data.alignment import alignment
+from diffv2ir.data.examples import DataError
 from diffv2ir.data.hashing import difference_hash
 from diffv2ir.imaging import ImageError, from_levels, limited_size, open_image
 from diffv2ir.members import ImageFile, TarMember
@@ -65,13 +71,91 @@ def measure(visible: ImageFile | None, infrared: ImageFile, border: int = 0) -> 
     )
 
 
-def measure_all(jobs: Sequence[tuple[ImageFile | None, ImageFile, int]], workers: int = 1) -> Iterator[Measures]:
-    """`measure` of every (visible, infrared, border), in order, by as many processes."""
-    if workers <= 1:
+Job = tuple[ImageFile | None, ImageFile, int]  # visible, infrared, border
+
+
+def measure_all(jobs: Sequence[Job], workers: int = 1, kept: Path | None = None) -> Iterator[Measures]:
+    """`measure` of every job, in order, by as many processes.
+
+    Args:
+        kept: a file that gets each one when it is measured. What an earlier run has put there, of files that have not
+            changed since, is not measured again.
+
+    Raises:
+        DataError: a process was killed.
+    """
+    if kept is None:
+        yield from _measure_jobs(jobs, workers)
+        return
+    known, keys = _read_kept(kept), [_key(*job) for job in jobs]
+    fresh = _measure_jobs([job for job, key in zip(jobs, keys, strict=True) if key not in known], workers)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with kept.open("a", encoding="utf-8") as file:
+        for key in keys:
+            if key in known:
+                yield known[key]
+                continue
+            one = next(fresh)
+            if not one.error:  # the next run may be able to read it
+                file.write(f"\n{_to_line(key, one)}")
+                file.flush()
+            yield one
+
+
+def _measure_jobs(jobs: Sequence[Job], workers: int) -> Iterator[Measures]:
+    if workers <= 1 or not jobs:
         yield from (measure(*job) for job in jobs)
         return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(measure, *zip(*jobs, strict=True), chunksize=16)
+    try:
+        with ProcessPoolExecutor(workers, initializer=_ignore_interrupt) as pool:
+            yield from pool.map(measure, *zip(*jobs, strict=True), chunksize=16)
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"one of {workers} processes that read images was killed, perhaps for want of memory: try again with fewer "
+            "workers"
+        ) from error
+
+
+def _ignore_interrupt() -> None:
+    """Ctrl-C reaches every process; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _key(visible: ImageFile | None, infrared: ImageFile, border: int) -> str:
+    """Of what measures depend on: both files by place, size and time, the border, and the version of the package."""
+    parts = [__version__, border, *(_state(file) if file else None for file in (visible, infrared))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _state(file: ImageFile) -> list[str | int]:
+    path = file.tar if isinstance(file, TarMember) else file
+    place = [file.name, file.offset, file.size] if isinstance(file, TarMember) else []
+    try:
+        state = path.stat()
+    except OSError:  # measuring says what is wrong
+        return [str(path), *place]
+    return [str(path.absolute()), *place, state.st_size, state.st_mtime_ns]
+
+
+def _to_line(key: str, one: Measures) -> str:
+    hashes = [value.hex() if value is not None else None for value in one.hashes]
+    return json.dumps({"key": key, **asdict(one), "hashes": hashes})
+
+
+def _read_kept(path: Path) -> dict[str, Measures]:
+    """What lines there are; a run that was killed may have left half of one."""
+    known = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+            key = record.pop("key")
+            record["sizes"] = tuple(tuple(size) for size in record["sizes"])
+            record["hashes"] = tuple(value if value is None else bytes.fromhex(value) for value in record["hashes"])
+            record["sha256"] = tuple(record["sha256"])
+            known[key] = Measures(**record)
+        except (ValueError, LookupError, TypeError):
+            continue
+    return known
 
 
 def check_workers(workers: int) -> None:
