@@ -97,12 +97,13 @@ def test_files_are_hashed_once_and_again_when_they_change(examples, tmp_path, mo
 
 def test_processes_share_the_hashing(examples, tmp_path, monkeypatch):
     monkeypatch.setattr(hashes, "_indexed", {})
-    files, counts = images_of(examples), []
-    for share in (Share(0, 2), Share(1, 2)):
-        before = len(hashes._indexed)
-        HashIndex(tmp_path).fill(files, share)
-        counts.append(len(hashes._indexed) - before)
-    assert sum(counts) == len(files) and entries(tmp_path) >= {"hashes-0-of-2.jsonl", "hashes-1-of-2.jsonl"}
+    files = images_of(examples)
+    for number in (0, 1):
+        HashIndex(tmp_path).fill(files, Share(number, 2))
+    made = [read_pairs(tmp_path / f"hashes-{number}-of-2.jsonl") for number in (0, 1)]
+    assert all(made) and not made[0].keys() & made[1].keys() and sum(map(len, made)) == len(files)
+    HashIndex(tmp_path / "another").fill(files)
+    assert read_pairs(tmp_path / "another" / "hashes.jsonl") == made[0] | made[1]
 
 
 def test_more_files_than_any_limit_are_hashed_once():
@@ -377,7 +378,25 @@ def test_captions_of_the_dataset_come_first_and_others_are_made_once(examples, b
     again = CaptionCache(tmp_path, *blip)
     again.fill(examples)
     assert len(asked) == 1 and again.caption(examples[0]) == "a picture 0"
-    assert json.loads((tmp_path / "captions.json").read_text()) == again.known
+    assert read_pairs(tmp_path / "captions.jsonl") == again.known
+
+
+def test_captions_of_earlier_versions_are_read(examples, blip, tmp_path, monkeypatch):
+    CaptionCache(tmp_path, *blip, always=True).fill(examples)
+    made = read_pairs(tmp_path / "captions.jsonl")
+    (tmp_path / "captions.jsonl").unlink()
+    (tmp_path / "captions-0-of-2.json").write_text(json.dumps(made))
+    monkeypatch.setattr(cache_module, "caption_images", None)  # would be called, were one missing
+    CaptionCache(tmp_path, *blip, always=True).fill(examples)
+
+
+def test_a_batch_of_captions_is_added_to_the_others(examples, blip, tmp_path, monkeypatch):
+    """At 500,000 of them, writing all after every batch would take longer than making them."""
+    pairs = [example for example in examples if example.visible]
+    written = []
+    monkeypatch.setattr(cache_module, "append_pairs", lambda path, pairs: written.append(len(pairs)))
+    CaptionCache(tmp_path, *blip, always=True).fill(pairs, batch_size=1)
+    assert written == [1] * len(pairs)
 
 
 def test_all_photos_are_captioned_as_the_pipeline_will_where_asked(examples, blip, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from torch import nn
 from diffv2ir import bundle
 from diffv2ir.data import read_examples
 from diffv2ir.training.config import load_config
+from diffv2ir.training.lines import read_pairs
 from diffv2ir.training.loop import LoopConfig, _check_sharing
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from diffv2ir.training.sharding import shard
@@ -123,10 +124,12 @@ def test_each_process_fills_its_part_of_the_caches(folder):
     parts = [set((folder / f"made-{rank}").read_text().splitlines()) for rank in (0, 1)]
     assert all(parts) and not parts[0] & parts[1]
     caches = [path / "cache" for path in (folder / "runs").iterdir()]
-    assert parts[0] | parts[1] == {str(path) for cache in caches for path in cache.rglob("*") if path.is_file()}
+    entries = [path for cache in caches for path in cache.rglob("*") if path.suffix in (".png", ".safetensors")]
+    assert parts[0] | parts[1] == set(map(str, entries))
     for cache in caches:
         assert len(list((cache / "maps").rglob("*.png"))) == len(list((cache / "latents").rglob("*.safetensors"))) == 4
-        assert sum(len(json.loads(path.read_text())) for path in cache.glob("captions-*-of-2.json")) == 4
+        assert sum(len(read_pairs(path)) for path in cache.glob("captions-*-of-2.jsonl")) == 4
+        assert sum(len(read_pairs(path)) for path in cache.glob("hashes-*-of-2.jsonl")) == 8
 
 
 @pytest.mark.parametrize("name", ["alone-then-two", "two-then-alone", "alone-then-shared", "shared-then-alone"])

@@ -29,6 +29,7 @@ from diffv2ir.imaging import from_levels, open_image, to_tensor
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.hashes import ALONE, Share, entry_key, file_hash, weights_hash
 from diffv2ir.training.images import expose_differently, random_integer, resize_shorter
+from diffv2ir.training.lines import append_pairs, read_pairs
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
 from diffv2ir.vlum.prompt import known_band
@@ -99,21 +100,20 @@ class CaptionCache:
 
     def read(self) -> None:
         """Take over what the files hold, those of other processes too."""
-        for path in sorted(self.folder.glob("captions*.json")):
+        for path in sorted(self.folder.glob("captions*.json")):  # as earlier versions wrote them
             self.known.update(json.loads(path.read_text()))
+        for path in sorted(self.folder.glob("captions*.jsonl")):
+            self.known.update(read_pairs(path))
 
     def fill(self, examples: Sequence[Example], batch_size: int = 8, share: Share = ALONE) -> None:
         """Caption what has no caption yet; saved after every batch."""
-        name = "captions.json" if share.count == 1 else f"captions-{share.index}-of-{share.count}.json"
-        file = self.folder / name
-        own = json.loads(file.read_text()) if file.is_file() else {}
         wanted = [e for e in examples if e.visible and not self._given(e) and self._lacks(self._key(e), share)]
         for start in tqdm(range(0, len(wanted), batch_size), desc="captions", disable=not wanted):
             batch = wanted[start : start + batch_size]
             captions = caption_images(self.model, self.processor, [open_image(e.visible) for e in batch])
-            own.update(zip(map(self._key, batch), captions, strict=True))
-            write_file_atomically(file, lambda path: path.write_text(json.dumps(own)))
-        self.known.update(own)
+            made = dict(zip(map(self._key, batch), captions, strict=True))
+            append_pairs(self.folder / f"captions{share.suffix}.jsonl", made)
+            self.known.update(made)
 
     def caption(self, example: Example) -> str:
         """The dataset's caption, else that of `unseen`, else BLIP's."""

@@ -19,7 +19,7 @@ from diffv2ir.training.lines import append_pairs, read_pairs
 
 # Files that are hashed before their hashes are written.
 _TOGETHER = 1000
-# What the indices that were read say: hashes by `_state`.
+# What the indices that were read say: hashes by `file_state`.
 _indexed: dict[str, str] = {}
 
 
@@ -50,7 +50,7 @@ ALONE = Share()
 @cache  # a training asks for those of all its files in every epoch
 def file_hash(file: ImageFile) -> str:
     """SHA-256 of a file's content; read from the file unless a manifest or a `HashIndex` says it."""
-    return _given(file) or _indexed.get(_state(file)) or _content_hash(file)
+    return _given(file) or _indexed.get(file_state(file)) or _content_hash(file)
 
 
 class HashIndex:
@@ -61,37 +61,45 @@ class HashIndex:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.known: dict[str, str] = {}
         self.read()
 
     def read(self) -> None:
         """Take over what the files hold, those of other processes too."""
         for path in sorted(self.folder.glob("hashes*.jsonl")):
-            _indexed.update(read_pairs(path))
+            self.known.update(read_pairs(path))
+        _indexed.update(self.known)
 
     def fill(self, files: Iterable[ImageFile], share: Share = ALONE) -> None:
         """Hash what has no hash yet, of a share of the files."""
-        known = ((_state(file), file) for file in dict.fromkeys(files) if not _given(file))
-        wanted = [(state, file) for state, file in known if state not in _indexed and share.has(state)]
+        states = ((file_state(file), file) for file in dict.fromkeys(files) if not _given(file))
+        wanted = [(state, file) for state, file in states if state not in self.known and share.has(state)]
         bar = tqdm(total=len(wanted), desc="hashes of the images", disable=not wanted, mininterval=5)
         with bar, ThreadPoolExecutor() as pool:
             for start in range(0, len(wanted), _TOGETHER):
                 part = wanted[start : start + _TOGETHER]
-                states, files = zip(*part, strict=True)
-                made = dict(zip(states, pool.map(_content_hash, files), strict=True))
+                made = dict(pool.map(_hashed, part))
                 append_pairs(self.folder / f"hashes{share.suffix}.jsonl", made)
-                _indexed.update(made)
+                self.known.update(made)
                 bar.update(len(part))
+        _indexed.update(self.known)
 
 
 def _given(file: ImageFile) -> str | None:
     return file.sha256 if isinstance(file, TarMember) else None
 
 
+def _hashed(entry: tuple[str, ImageFile]) -> tuple[str, str]:
+    """A file's state and its hash."""
+    state, file = entry
+    return state, _indexed.get(state) or _content_hash(file)
+
+
 def _content_hash(file: ImageFile) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _state(file: ImageFile) -> str:
+def file_state(file: ImageFile) -> str:
     """Which file this is, and in which state: a file of the same path, size and time has the same content."""
     path, place = (file.tar, (file.offset, file.size)) if isinstance(file, TarMember) else (file, ())
     stat = path.stat()
