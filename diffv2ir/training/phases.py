@@ -268,8 +268,7 @@ def train_phase(
         ValueError: `start` does not fit the phase, the optimizer's package is not installed, or there is no teacher.
     """
     result = output / "result"
-    if (result / "model_index.json").is_file():
-        logger.info("phase %s: already finished in %s", config.phase, result)
+    if finished_result(config, output):
         return result
     chosen = [example for example in examples if config.fits(example)]
     if not chosen:
@@ -342,6 +341,27 @@ def train_phase(
         (output / "history.json").write_text(json.dumps({"config": asdict(config), "history": loop.history}))
         write_atomically(result, lambda folder: save(folder, model))
     processes.wait_for_everyone()
+    return result
+
+
+def finished_result(config: PhaseConfig, output: Path) -> Path | None:
+    """The result in the folder of a phase that was trained to its end, None of another one.
+
+    Where the configuration now asks for another number of steps, a warning says so: the result stays as it is.
+    """
+    result, history = output / "result", output / "history.json"
+    if not (result / bundle.INDEX).is_file():
+        return None
+    asked = config.loop.steps
+    done = json.loads(history.read_text())["config"]["loop"]["steps"] if history.is_file() else asked
+    if done == asked:
+        logger.info("phase %s: already finished in %s", config.phase, result)
+    else:
+        logger.warning(
+            "phase %s: finished at %d steps; the configuration asks for %d: start in a new folder, or delete %s to "
+            "go on",
+            config.phase, done, asked, result,
+        )  # fmt: skip
     return result
 
 
