@@ -151,7 +151,9 @@ def test_sd15_is_counted_before_it_is_fetched(empty_hub, data, bundle_folder):
     footprint, text = report.footprint, 123_060_480
     assert (footprint.trainable, footprint.total) == (859_544_004, 859_544_004)
     assert sum(footprint.memory.values()) == 4 * (859_544_004 + text) + (4 + 8 + 4) * 859_544_004
-    assert "sd15 has no captioner" in dry_run(PHASES["2"], data, "sd15").missing[1]
+    for report in (dry_run(PHASES["2"], data, "sd15"), dry_run(PHASES["2"], data, "sd15", "blip+sam")):
+        _, blip, sam = report.missing
+        assert blip.startswith("blip (captioner and segmenter") and sam.startswith("sam (captioner and segmenter")
     other = dry_run(PHASES["2"], data, "owner/other", bundle_folder)
     assert other.footprint is None and "owner/other is not here yet" in other.missing[0]
     with_styles = dry_run(PHASES["3"], data, "sd15", bundle_folder)
@@ -280,7 +282,7 @@ def test_unet_and_batch_that_do_not_fit(start, bundle_folder, data):
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_exit_code_says_whether_anything_is_missing(
-    complete, start, bundle_folder, data, tmp_path, monkeypatch, capsys
+    empty_hub, complete, start, bundle_folder, data, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "phase2.yaml").write_text('phase: "2"\nloop: {steps: 1, batch_size: 2}\n')
     arguments = ["phase2", "--dry-run", "--data", data, "--start", start, "--config", tmp_path / "phase2.yaml"]
@@ -291,7 +293,7 @@ def test_exit_code_says_whether_anything_is_missing(
     printed = capsys.readouterr().out
     assert exit.value.code == (0 if complete else 1)
     assert ("nothing is missing" in printed) == complete
-    assert ("segmenter: the folder is missing" in printed) != complete
+    assert ("sam (captioner and segmenter, without --vlum) is not here yet" in printed) != complete
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import torch
 from make_data import draw_scene, make_manifest_dataset, make_start_folder
 from safetensors.torch import load_file
 
+from diffv2ir import bundle, hub
 from diffv2ir.data import read_examples
+from diffv2ir.training import learnt, starts
 from diffv2ir.training.config import load_config
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from train import launch, tiny
@@ -97,6 +100,74 @@ def test_misspelt_setting(command, tmp_path):
 
 def test_start_folder_that_is_not_there(command, tmp_path):
     assert "nowhere" in command("--start", tmp_path / "nowhere")
+
+
+def test_what_takes_no_time_is_checked_before_the_images(command, tmp_path, monkeypatch):
+    (tmp_path / "data" / "images" / "1.png").write_bytes(b"not an image")
+    assert command("--start", tmp_path / "nowhere") == f"error: {tmp_path / 'nowhere'}: no such folder"
+    message = command("--vlum", tmp_path / "data")
+    assert "captioner: the folder is missing" in message and "segmenter: the folder is missing" in message
+    assert "1.png: not an image" in command()
+
+
+def test_images_are_checked_once(tmp_path, monkeypatch):
+    data = make_manifest_dataset(tmp_path / "data", pairs=3, infrared=0)
+    examples, checked = read_examples(data, split="train"), []
+    monkeypatch.setattr(learnt, "check_examples", lambda examples: checked.append(len(examples)))
+    for _ in range(2):
+        learnt.check_once(tmp_path / "run", examples)
+    assert checked == [2]
+    learnt.check_once(tmp_path / "run", examples[:1])
+    draw_scene(50)[0].save(examples[0].visible)
+    learnt.check_once(tmp_path / "run", examples[:1])
+    assert checked == [2, 1, 1]
+
+
+def test_a_finished_phase_looks_at_no_image_and_says_that_its_steps_stay(start, bundle_folder, tmp_path, caplog):
+    data = make_manifest_dataset(tmp_path / "data", pairs=4, infrared=0)
+    (tmp_path / "phase2.yaml").write_text(PHASE2)
+    options = dict(data=data, start=start, output=tmp_path / "run", config=tmp_path / "phase2.yaml")
+    options |= dict(vlum=bundle_folder)
+
+    def train():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["phase2", *(f"--{name}={value}" for name, value in options.items())])
+            launch.run_phase("2", "sd15/phase2.yaml", "")
+
+    train()
+    (data / "images" / "1.png").write_bytes(b"not an image")
+    options["start"] = tmp_path / "gone"
+    with caplog.at_level("INFO"):
+        train()
+    assert "already finished" in caplog.text and "asks for" not in caplog.text
+    (tmp_path / "phase2.yaml").write_text(PHASE2.replace("steps: 1,", "steps: 5,"))
+    train()
+    assert "phase 2: finished at 1 steps; the configuration asks for 5: start in a new folder, or delete" in caplog.text
+
+
+def test_captioner_and_segmenter_as_published_are_taken_where_there_are_none(
+    start, bundle_folder, tmp_path, monkeypatch
+):
+    blip = tmp_path / "blip"
+    for name in ("captioner", "captioner_processor"):
+        shutil.copytree(bundle_folder / name, blip, dirs_exist_ok=True)
+    folders = {hub.SOURCES["blip"]: blip, hub.SOURCES["sam"]: bundle_folder / "segmenter"}
+    monkeypatch.setattr(hub, "download", folders.__getitem__)
+    made = tmp_path / "cache" / "vlum"
+    assert starts.locate_vlum(None, start, "1", made) is None
+    assert starts.locate_vlum(None, bundle_folder, "2", made) is None
+    assert starts.locate_vlum(str(bundle_folder), start, "2", made) == bundle_folder and not made.exists()
+    assert starts.locate_vlum(None, start, "2", made) == made
+    starts.check_parts(made, starts.VLUM)
+    monkeypatch.setattr(hub, "download", None)  # would be called, were it made again
+    assert starts.locate_vlum("blip+sam", bundle_folder, "3", made) == made
+    data = make_manifest_dataset(tmp_path / "data", pairs=4, infrared=0)
+    (tmp_path / "phase2.yaml").write_text(PHASE2)
+    options = dict(data=data, start=start, output=tmp_path / "run", config=tmp_path / "phase2.yaml")
+    options |= dict(cache=tmp_path / "cache")
+    monkeypatch.setattr(sys, "argv", ["phase2", *(f"--{name}={value}" for name, value in options.items())])
+    launch.run_phase("2", "sd15/phase2.yaml", "")
+    bundle.check(tmp_path / "run" / "result")
 
 
 def test_errors_of_the_program_keep_their_traceback():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -12,13 +13,14 @@ from typing import TypeVar
 
 import torch
 
-from diffv2ir.data import DataError, check_examples, read_examples, split_validation
+from diffv2ir.data import DataError, Example, read_examples, split_validation
 from diffv2ir.training.config import load_config
 from diffv2ir.training.dry_run import DryRun, dry_run
-from diffv2ir.training.loop import TrainingError, process_state
-from diffv2ir.training.phases import PhaseConfig, train_phase
+from diffv2ir.training.learnt import check_once
+from diffv2ir.training.loop import TrainingError, optimizer_class, process_state
+from diffv2ir.training.phases import PhaseConfig, check_start, check_teacher, finished_result, train_phase
 from diffv2ir.training.publish import check_target, publish, write_card
-from diffv2ir.training.starts import locate_start
+from diffv2ir.training.starts import START, VLUM, check_parts, locate_start, locate_vlum
 from diffv2ir.training.validation import validate_bundle
 
 T = TypeVar("T")
@@ -54,7 +56,9 @@ def phase_parser(default_config: Path, description: str) -> argparse.ArgumentPar
     parser.add_argument("--output", type=Path, help="folder of the run; start again to resume")
     parser.add_argument("--config", type=Path, default=default_config)
     parser.add_argument(
-        "--vlum", help="folder, tiny, or hub id[@REVISION], with captioner and segmenter, where --start has none"
+        "--vlum",
+        help="folder, tiny, or hub id[@REVISION], with captioner and segmenter; default: those of --start, or blip+sam "
+        "(as published, fetched if they are not here) where it has none",
     )
     parser.add_argument("--teacher", type=Path, help="for fresh views: output of train.teacher")
     parser.add_argument("--unseen-captions", type=Path, help="for own_captions: captions.json of a captioner's run")
@@ -86,25 +90,13 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
         if target and process_state().is_main_process:
             check_target(target)
         examples = [example for example in read_examples(arguments.data, split="train") if config.fits(example)]
-        check_examples(examples)
-        training, validation = split_validation(examples, config.validation_fraction)
-        start = locate_start(arguments.start)
-        vlum = locate_start(arguments.vlum) if arguments.vlum else None
-        result = train_phase(
-            config,
-            training,
-            start,
-            arguments.output,
-            cache=arguments.cache or arguments.output / "cache",
-            validation=validation,
-            vlum=vlum,
-            teacher=arguments.teacher,
-            unseen_captions=arguments.unseen_captions,
-            validate=validate_bundle,
-        )
+        parts = split_validation(examples, config.validation_fraction)
+        result = finished_result(config, arguments.output) or _train(config, arguments, *parts)
         if target and process_state().is_main_process:
-            write_card(result, arguments.output / "history.json", target, arguments.start, training)
-            return publish(result, target, f"Phase {phase}, {config.loop.steps} steps")
+            history = arguments.output / "history.json"
+            write_card(result, history, target, arguments.start, parts[0])
+            steps = json.loads(history.read_text())["config"]["loop"]["steps"]
+            return publish(result, target, f"Phase {phase}, {steps} steps")
         return result
 
     def plan() -> DryRun:
@@ -115,3 +107,31 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
         report = run(plan)
         sys.exit(1 if report.missing else 0)
     run(train, arguments.threads)
+
+
+def _train(
+    config: PhaseConfig, arguments: argparse.Namespace, training: list[Example], validation: list[Example]
+) -> Path:
+    """Train a phase. What takes no time is checked first, then the images, once."""
+    cache = arguments.cache or arguments.output / "cache"
+    optimizer_class(config.loop.optimizer)
+    check_teacher(config, arguments.teacher, training)
+    start = locate_start(arguments.start)
+    check_parts(start, START)
+    check_start(config, start)
+    vlum = locate_vlum(arguments.vlum, start, config.phase, cache / "vlum")
+    if config.phase != "1":
+        check_parts(vlum or start, VLUM)
+    check_once(arguments.output, [*training, *validation])
+    return train_phase(
+        config,
+        training,
+        start,
+        arguments.output,
+        cache=cache,
+        validation=validation,
+        vlum=vlum,
+        teacher=arguments.teacher,
+        unseen_captions=arguments.unseen_captions,
+        validate=validate_bundle,
+    )

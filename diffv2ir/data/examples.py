@@ -11,8 +11,11 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tqdm import tqdm
 
 from diffv2ir.imaging import ImageError, open_image
 from diffv2ir.members import ImageFile
@@ -22,6 +25,8 @@ ROLES = ("visible", "infrared", "segmentation")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _FOLDERS = ("rgb", "ir", "seg")
 _MAX_LISTED = 20
+# Examples that are handed to the threads of a check at a time.
+_TOGETHER = 1000
 # Of a source of few scenes, one is held out if it is at most this share of its examples.
 _LARGEST_SHARE = 0.2
 # Frames of a recording whose scenes nobody published: so many on end are one. Crops of a frame are numbered after it.
@@ -207,20 +212,30 @@ def check_examples(examples: Iterable[Example]) -> None:
     Raises:
         DataError: lists each file that cannot be read and each pair of unequal sizes.
     """
-    problems = []
-    for example in examples:
-        sizes = {}
-        for role in ROLES:
-            path = getattr(example, role)
-            if path is None:
-                continue
-            try:
-                sizes[role] = open_image(path).size
-            except ImageError as error:
-                problems.append(str(error))
-        if len(set(sizes.values())) > 1:
-            problems.append(f"{example.id}: sizes differ: {', '.join(f'{k} {w}x{h}' for k, (w, h) in sizes.items())}")
+    examples, problems = list(examples), []
+    bar = tqdm(total=len(examples), desc="images checked", delay=5, mininterval=5)
+    with bar, ThreadPoolExecutor() as pool:
+        for start in range(0, len(examples), _TOGETHER):
+            for found in pool.map(_image_problems, examples[start : start + _TOGETHER]):
+                problems += found
+                bar.update()
     _raise_problems("the dataset", problems)
+
+
+def _image_problems(example: Example) -> list[str]:
+    """What is wrong with the images of one example."""
+    problems, sizes = [], {}
+    for role in ROLES:
+        path = getattr(example, role)
+        if path is None:
+            continue
+        try:
+            sizes[role] = open_image(path).size
+        except ImageError as error:
+            problems.append(str(error))
+    if len(set(sizes.values())) > 1:
+        problems.append(f"{example.id}: sizes differ: {', '.join(f'{k} {w}x{h}' for k, (w, h) in sizes.items())}")
+    return problems
 
 
 def split_validation(examples: Sequence[Example], fraction: float = 0.1) -> tuple[list[Example], list[Example]]:

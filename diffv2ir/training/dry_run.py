@@ -23,12 +23,19 @@ from diffv2ir.training.diffusion import EMBEDDINGS_BYTES
 from diffv2ir.training.loop import TrainingError, optimizer_class, process_state
 from diffv2ir.training.phases import PhaseConfig, check_start, check_teacher, prepare_unet
 from diffv2ir.training.shapes import SHAPES
-from diffv2ir.training.starts import is_sd15, locate_start
+from diffv2ir.training.starts import (
+    NOT_HERE,
+    PUBLISHED_VLUM,
+    START,
+    VLUM,
+    is_sd15,
+    locate_start,
+    part_problems,
+    wants_published,
+)
 
 Models = tuple[UNet2DConditionModel, AutoencoderKL | AutoencoderTiny, CLIPTextModel]
 
-_START = ("vae", "text_encoder", "tokenizer", "scheduler", "unet")
-_VLUM = ("captioner", "captioner_processor", "segmenter")
 _FLOAT32, _FLOAT16 = 4, 2  # bytes
 
 
@@ -197,11 +204,20 @@ def _located(option: str, name: Path | str | None, missing: list[str]) -> Path |
 
 def _vlum_problems(folder: Path | None, start: Path | str | None, vlum: Path | str | None) -> list[str]:
     problems: list[str] = []
+    sd15 = folder is None and start is not None and is_sd15(str(start))
+    if vlum == PUBLISHED_VLUM or (vlum is None and (sd15 or (folder and wants_published(None, folder)))):
+        absent = [name for name in PUBLISHED_VLUM.split("+") if not _is_here(name)]
+        return [f"{name} (captioner and segmenter, without --vlum) {NOT_HERE}" for name in absent]
     if vlum is not None:
         folder = _located("--vlum", vlum, problems)
-    elif folder is None and start is not None and is_sd15(str(start)):
-        problems = [f"--vlum is not given, and {start} has no {', '.join(_VLUM)}"]
-    return problems if folder is None else _folder_problems(folder, _VLUM)
+    return problems if folder is None else part_problems(folder, VLUM)
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return bool(hub.here(hub.SOURCES[name]))
+    except hub.HubError:
+        return False
 
 
 def _known_models(config: PhaseConfig, start: Path | str | None) -> Models | None:
@@ -220,7 +236,7 @@ def _known_models(config: PhaseConfig, start: Path | str | None) -> Models | Non
 
 def _stored_models(config: PhaseConfig, start: Path, missing: list[str]) -> Models | None:
     """Models by the configurations in a folder, whether their weights are there or not."""
-    problems = _folder_problems(start, _START)
+    problems = part_problems(start, START)
     if not problems and not (start / bundle.INDEX).is_file():
         problems = [f"{start}: {bundle.INDEX} is missing"]
     missing += problems
@@ -266,12 +282,6 @@ def _footprint(
         checkpoint_size(config, unet),
         latent_size(config.view, channels, stride),
     )
-
-
-def _folder_problems(folder: Path, names: tuple[str, ...]) -> list[str]:
-    if not folder.is_dir():
-        return [f"{folder}: no such folder"]
-    return [f"{folder}: {problem}" for name in names for problem in bundle.folder_problems(folder, name)]
 
 
 def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module, processes: int = 1) -> dict[str, int]:
