@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +140,28 @@ def test_table_4_has_every_value_and_a_restart_computes_only_what_is_new(command
     more = command("table4", *arguments, "--steps", "1,2,3", plots=False)
     assert work["cells"] == 1 and work["photos"] == 1
     assert [row for row in more if row["value"] != "3"] == rows
+
+
+def test_a_table_shows_its_plots_and_keeps_what_a_person_wrote(tmp_path):
+    rows = [{"psnr": 1.0, "psnr_low": 0.5, "psnr_high": 2.0, "psnr_difference": None}]
+    rows += [{"psnr": 0.25, **report.difference_fields(*({k: {"psnr": v} for k, v in own.items()} for own in PSNR))}]
+    columns, text = ["psnr", "psnr_difference"], ["Before.", "After."]
+    (tmp_path / "notes.md").write_text("What it says.\n")
+    path = report.write_table(tmp_path, "t", rows, columns, text, ["a.png", "b.png"])
+    first, table, *rest = path.read_text().split("\n\n")
+    assert first == "Before." and rest == ["After.", "![a](a.png)\n![b](b.png)", "What it says.\n"]
+    assert table.splitlines()[2:] == ["| 1.00 (0.50–2.00) | – |", "| 0.25 | -0.75 (-1.00 to -0.25) |"]
+
+
+PSNR = ({"a": 3.0, "b": 4.0, "c": 4.0, "d": None}, {"a": 4.0, "b": 5.0, "c": 5.0, "d": None})
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "table4"])
+def test_committed_tables_have_their_plots_and_notes(name):
+    folder = Path(__file__).parents[1] / "benchmarks" / "tiny" / name
+    text = (folder / f"{name}.md").read_text()
+    assert text.endswith("\n\n" + (folder / "notes.md").read_text())
+    assert all(f"({plot.name})" in text for plot in folder.glob("*.png"))
 
 
 def test_a_cell_that_measured_less_is_computed_again(tmp_path, monkeypatch):
@@ -288,6 +311,12 @@ def test_table_3_has_all_combinations_and_shares_their_stages(
     switches = {(row["map"], row["caption"]) for row in rows if row["phase 2"] == "yes"}
     assert len(switches) == 4 + 3 and ("never", "on") in switches and ("off", "off") in switches
     assert plots(tmp_path / "table3") == {"table3.png"}
+    assert "![table3](table3.png)" in (tmp_path / "table3" / "table3.md").read_text()
+    full = [row for row in rows if not row["psnr_difference"]]
+    assert [list(row.values())[:5] for row in full] == [["yes", "yes", "yes", "on", "on"]]
+    for row in rows:  # of one photo: the difference is that of the rows
+        wanted = float(row["psnr"]) - float(full[0]["psnr"])
+        assert row in full or float(row["psnr_difference"]) == pytest.approx(wanted)
     # Phase 1 is the run's own; phase 2 from base and from phase 1, 3 after each of them, 3 alone on each, and three
     # times both without a condition.
     assert work["trainings"] == 2 + 2 + 2 + 3 * 2

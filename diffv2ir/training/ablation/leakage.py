@@ -160,8 +160,9 @@ def _write(output: Path, splits: Sequence[Split], rows: list[report.Row], config
         "learn nothing score says how far they differ in difficulty. Both start from the same folder: what that has "
         "seen of the images, it has seen of both test parts. The Fréchet distance is not FID.",
     ]
-    report.write_table(output, NAME, rows, ["split", "images", "method", "count", *report.MEASURES], text)
     labels = [f"{row['split']}, {row['method']}" + (f", {row['images']}" * (row["images"] != "all")) for row in rows]
     report.plot_rows(output / f"{NAME}.png", rows, labels)
+    columns = ["split", "images", "method", "count", *report.MEASURES]
+    report.write_table(output, NAME, rows, columns, text, [f"{NAME}.png"])
     ids = {split.name: {part: [e.id for e in getattr(split, part)] for part in ("train", "test")} for split in splits}
     (output / "splits.json").write_text(json.dumps(ids, indent=1), encoding="utf-8")

@@ -112,7 +112,9 @@ def _write(output: Path, rows: list[report.Row], pipe: DiffV2IRPipeline, setting
         f"repaint it (SDEdit), in at least 20 steps. Times are on {device_name(pipe.compute_device)}, without the "
         f"preparation of the photo, with the loading of base and phase 1.",
     ]
+    columns, plots = ["photo", "phase", *measures, "seconds", "cpu_seconds"], []
     if measures:
         labels = [f"{row['photo']}, {row['phase']}" for row in rows]
-        report.plot_rows(output / f"{NAME}-scores.png", rows, labels, measures)
-    return report.write_table(output, NAME, rows, ["photo", "phase", *measures, "seconds", "cpu_seconds"], text)
+        plots = [f"{NAME}-scores.png"]
+        report.plot_rows(output / plots[0], rows, labels, measures)
+    return report.write_table(output, NAME, rows, columns, text, plots)

@@ -130,12 +130,13 @@ class PhaseTable:
         ]
         variants.sort(key=lambda variant: (*variant.phases[1:], variant.phases[0], len(variant.never)))
         photos = Photos(load_pipe(general), self.pairs, self.settings)
-        rows = [
-            _row(variant, without, self._score(variant, without, photos))
+        results = [
+            (variant, without, self._score(variant, without, photos))
             for variant in variants
             for without in variant.switches
         ]
-        self._write(rows, photos)
+        full = next(result for variant, without, result in results if _is_full(variant, without))
+        self._write([_row(*one, full) for one in results], photos)
         return self.output / f"{NAME}.md"
 
     def _train(self, name: str, config: PhaseConfig, start: Path) -> Path:
@@ -189,15 +190,18 @@ class PhaseTable:
 
     def _write(self, rows: list[report.Row], photos: Photos) -> None:
         text = [
-            f"{self.title} 95 % bootstrap intervals over the photos.",
+            f"{self.title} 95 % bootstrap intervals over the photos. `Less full row`: the mean, over the photos, of "
+            "PSNR less that which all phases with map and caption have on the same photo; the two differ where the "
+            "interval is without 0.",
             "`off`: trained with the condition, which is switched off for the picture. `never`: trained without it. "
             "Without phase 2 and 3 there is a text-to-image model, which repaints the photo (SDEdit). Phase 3 without "
             "phase 2 widens the UNet and trains all its weights on the target pairs, for as long as phase 3 takes.",
             report.COST_NOTE.format(device=device_name(photos.pipe.compute_device)),
         ]
-        columns = ["phase 1", "phase 2", "phase 3", "map", "caption", *report.MEASURES, *report.COSTS]
-        report.write_table(self.output, NAME, rows, columns, text)
+        measures = ["psnr", "psnr_difference", *report.MEASURES[1:]]
+        columns = ["phase 1", "phase 2", "phase 3", "map", "caption", *measures, *report.COSTS]
         report.plot_rows(self.output / f"{NAME}.png", rows, [_label(row) for row in rows])
+        report.write_table(self.output, NAME, rows, columns, text, [f"{NAME}.png"])
 
 
 def _repainting(pipe: DiffV2IRPipeline, settings: GenerationSettings, name: str) -> Draw:
@@ -211,13 +215,19 @@ def _repainting(pipe: DiffV2IRPipeline, settings: GenerationSettings, name: str)
     return draw
 
 
-def _row(variant: Variant, without: tuple[str, ...], result: dict[str, Any]) -> report.Row:
+def _is_full(variant: Variant, without: tuple[str, ...]) -> bool:
+    """All phases, and nothing switched off or never seen."""
+    return all(variant.phases) and not without and not variant.never
+
+
+def _row(variant: Variant, without: tuple[str, ...], result: dict[str, Any], full: dict[str, Any]) -> report.Row:
     trained = {f"phase {number}": "yes" if on else "no" for number, on in enumerate(variant.phases, start=1)}
     off = "never" if variant.never else "off"
     switches = {name: None if variant.repaints else off if name in without else "on" for name in _NEVER}
     # Repainting loads its model for every photo: that time says nothing.
     costs = {name: None if variant.repaints and name != "evaluations" else result[name] for name in report.COSTS}
-    return {**trained, **switches, **costs, **report.score_fields(result["methods"]["model"][OVERALL])}
+    less = {} if _is_full(variant, without) else report.difference_fields(result["images"], full["images"])
+    return {**trained, **switches, **costs, **report.score_fields(result["methods"]["model"][OVERALL]), **less}
 
 
 def _label(row: report.Row) -> str:

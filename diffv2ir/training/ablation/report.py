@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from diffv2ir.bootstrap import compare
 
 Row = dict[str, Any]
 
@@ -18,6 +21,7 @@ COST_NOTE = (
 )
 TITLES = {
     "psnr": "PSNR, dB",
+    "psnr_difference": "PSNR less full row, dB",
     "ssim": "SSIM",
     "frechet_efficientnet_lite0": "Fréchet (EfficientNet-Lite0)",
     "seconds": "s per photo",
@@ -25,8 +29,18 @@ TITLES = {
     "evaluations": "UNet evaluations",
     "count": "pairs",
 }
-_DECIMALS = {"psnr": 2, "ssim": 3, "frechet_efficientnet_lite0": 0, "seconds": 2, "cpu_seconds": 2, "evaluations": 0}
+_DECIMALS = {
+    "psnr": 2,
+    "psnr_difference": 2,
+    "ssim": 3,
+    "frechet_efficientnet_lite0": 0,
+    "seconds": 2,
+    "cpu_seconds": 2,
+    "evaluations": 0,
+}
+_SIGNED = "psnr_difference"
 _INTERVAL = "_interval"
+NOTES = "notes.md"
 _NOTHING = "–"
 
 
@@ -42,12 +56,31 @@ def score_fields(score: Mapping[str, Any]) -> Row:
     return fields
 
 
-def write_table(folder: Path, name: str, rows: Sequence[Row], columns: Sequence[str], text: Sequence[str]) -> Path:
+def difference_fields(images: Mapping[str, Any], full: Mapping[str, Any]) -> Row:
+    """Mean and interval of PSNR less that of the full row, photo by photo.
+
+    Args:
+        images, full: the measures of every image, by its name; a PSNR of None is infinite.
+    """
+    first, second = (
+        [math.inf if own[name]["psnr"] is None else own[name]["psnr"] for name in sorted(full)]
+        for own in (images, full)
+    )
+    comparison = compare(first, second)
+    low, high = comparison.interval
+    return {"psnr_difference": comparison.difference, "psnr_difference_low": low, "psnr_difference_high": high}
+
+
+def write_table(
+    folder: Path, name: str, rows: Sequence[Row], columns: Sequence[str], text: Sequence[str], plots: Sequence[str] = ()
+) -> Path:
     """Write `folder/NAME.md`, and `folder/NAME.csv` with every value of the rows; returns the former.
+
+    Whatever `folder/notes.md` says, if there is one, is taken in at the end: words of a person outlast the numbers.
 
     Args:
         columns: of the Markdown table; an interval is written into the cell of its measure.
-        text: paragraphs before (the first) and after the table.
+        text: paragraphs before (the first) and after the table. plots: names of pictures in the folder, to be shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(key for row in rows for key in row))
@@ -55,9 +88,14 @@ def write_table(folder: Path, name: str, rows: Sequence[Row], columns: Sequence[
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    path = folder / f"{name}.md"
+    path, notes = folder / f"{name}.md", folder / NOTES
     first, *others = text
-    path.write_text("\n\n".join([first, markdown(rows, columns), *others]) + "\n", encoding="utf-8")
+    parts = [first, markdown(rows, columns), *others]
+    if plots:
+        parts.append("\n".join(f"![{Path(plot).stem}]({plot})" for plot in plots))
+    if notes.is_file():
+        parts.append(notes.read_text(encoding="utf-8").strip())
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
 
@@ -80,6 +118,8 @@ def _cell(row: Row, column: str) -> str:
     if decimals is None:
         return f"{value:.6g}" if isinstance(value, float) else str(value)
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    if column == _SIGNED:
+        return f"{value:+.{decimals}f} ({low:+.{decimals}f} to {high:+.{decimals}f})"
     interval = "" if low is None or high is None else f" ({low:.{decimals}f}–{high:.{decimals}f})"
     return f"{value:.{decimals}f}{interval}"
 

@@ -88,14 +88,17 @@ def _write(
         f"resolution {settings.resolution}. 95 % bootstrap intervals over the photos.",
         report.COST_NOTE.format(device=device),
     ]
-    report.write_table(output, NAME, rows, ["axis", "value", *report.MEASURES, *report.COSTS], text)
     by_axis = {axis: [row for row in rows if row["axis"] == AXES[axis]] for axis in ("steps", *SCALES)}
     scales = {AXES[axis]: by_axis[axis] for axis in SCALES if by_axis[axis]}
+    plots = []
     if scales:
         report.plot_lines(output / "scales.png", scales, "value", "scale")
+        plots.append("scales.png")
     if by_axis["steps"]:
         report.plot_lines(output / "steps.png", {"steps": by_axis["steps"]}, "value", "steps", logarithmic=True)
         clock = "cpu_seconds" if on_cpu else "seconds"
         report.plot_time(
             output / "time.png", [{**row, "steps": row["value"]} for row in by_axis["steps"]], clock, "steps", device
         )
+        plots += ["steps.png", "time.png"]
+    report.write_table(output, NAME, rows, ["axis", "value", *report.MEASURES, *report.COSTS], text, plots)
