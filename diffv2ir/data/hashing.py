@@ -119,7 +119,7 @@ def _pays(count: int, near: int) -> bool:
     """Whether looking bands up takes less time than comparing `count` hashes with each other."""
     bands = _band_count(near)
     lookups = bands * len(_changes(BITS // bands, near // bands))
-    return lookups * (8 + count / 2 ** (BITS // bands)) < count / 2
+    return lookups * (3 + count / 2 ** (BITS // bands)) < count / 2
 
 
 def _words(hashes: Sequence[bytes]) -> np.ndarray:
