@@ -3,12 +3,14 @@ import errno
 import io
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from diffusers import training_utils
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -70,6 +72,19 @@ def test_average_on_the_cpu_is_the_same_and_survives_a_stop(tmp_path):
     averaged = make_loop(tmp_path / "cpu", ema_device="cpu").run().state_dict()
     for key, value in averaged.items():
         torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux says what is mapped")
+def test_resuming_reads_the_state_once_and_leaves_the_file(tmp_path, monkeypatch):
+    """Every process resumes: at full size, whole copies of the state in main memory are gigabytes each."""
+    make_loop(tmp_path, 3).run()
+    loop, load, copied = make_loop(tmp_path, 3), torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *a, **o: load(*a, **o) if o["mmap"] else pytest.fail("read at once"))
+    copy = training_utils.copy.deepcopy
+    monkeypatch.setattr(training_utils.copy, "deepcopy", lambda thing, *a: copied.append(thing) or copy(thing, *a))
+    loop._resume()
+    assert loop.step == 3 and not any(isinstance(thing, torch.Tensor) for thing in copied)
+    assert "trainer.pt" not in Path("/proc/self/maps").read_text()
 
 
 def test_8bit_adam_is_that_of_bitsandbytes(tmp_path, monkeypatch):

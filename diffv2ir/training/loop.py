@@ -462,9 +462,9 @@ class Loop:
         folder = latest_checkpoint(self.output)
         if folder is None:
             return
-        # On the CPU: the device has no room for a second state; each part is copied to where it belongs.
-        # A shared model reads no more of it than its parts.
-        state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=self.shared)
+        # Left in the file until each part is copied to where it belongs: neither the device nor main memory, of which
+        # every process would take as much, has to have room for a second state.
+        state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
         saved = json.loads((folder / "history.json").read_text())
         shapes = [tuple(p.shape) for p in self.parameters]
         if [tuple(p.shape) for p in state["parameters"]] != shapes:
@@ -480,18 +480,25 @@ class Loop:
             parameter.data.copy_(part_like(value, parameter.data))
         for number, moments in state["optimizer"]["state"].items():
             for name, value in moments.items():
-                if isinstance(value, Tensor) and value.shape == self.parameters[number].shape:
-                    moments[name] = part_like(value, self.parameters[number].data)
+                if isinstance(value, Tensor):
+                    moments[name] = self._out_of_file(value, self.parameters[number].data)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.ema:
-            averages = zip(state["ema"]["shadow_params"], self.parameters, strict=True)
-            state["ema"]["shadow_params"] = [part_like(value, parameter.data) for value, parameter in averages]
+            # Not by `load_state_dict`, which makes two copies of it.
+            for average, value in zip(self.ema.shadow_params, state["ema"].pop("shadow_params"), strict=True):
+                average.copy_(part_like(value, average))
             self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.ema_device)
         self.step, self.history = state["step"], saved["history"]
         logger.info("%s: resumed at step %d of %d from %s", self.name, self.step, self.config.steps, folder)
+
+    def _out_of_file(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """A tensor of a parameter's optimizer, which would stay in the checkpoint's file where nobody copies it."""
+        if value.shape != parameter.shape:  # how many steps were done, for one: it stays in main memory
+            return value.clone()
+        part = part_like(value, parameter)
+        return part.clone() if parameter.device.type == "cpu" else part  # the optimizer copies it to the device
 
 
 def _check_sharing(kind: DistributedType) -> None:
