@@ -17,6 +17,7 @@ from diffv2ir.loading import CommandError, add_model_arguments, load_pipeline
 if TYPE_CHECKING:
     from diffv2ir.data import Example
     from diffv2ir.evaluate import Translation
+    from diffv2ir.kept_pictures import KeptPictures
     from diffv2ir.scores import View
     from diffv2ir.settings import GenerationSettings
 
@@ -181,14 +182,17 @@ def _translate(
         def progress(done: int, total: int) -> None:
             bar.update(len(finished) + done - bar.n)
 
-        try:
-            made = translate_examples(
-                pipe, left, settings, options.batch_size, progress, options.without, kept.save if kept else None
-            )
-        except OSError as error:
-            raise CommandError(f"--save-outputs {options.save_outputs} cannot be written: {error}") from error
+        save = None if kept is None else lambda batch: _save(kept, batch)
+        made = translate_examples(pipe, left, settings, options.batch_size, progress, options.without, save)
     finished |= {translation.example.id: translation for translation in made}
     return [finished[example.id] for example in examples], settings, pipe.bundle_sha256
+
+
+def _save(kept: KeptPictures, batch: Sequence[Translation]) -> None:
+    try:
+        kept.save(batch)
+    except OSError as error:
+        raise CommandError(f"--save-outputs {kept.folder} cannot be written: {error}") from error
 
 
 def _examples_of(options: argparse.Namespace) -> list[Example]:

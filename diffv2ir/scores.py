@@ -211,7 +211,8 @@ def _rows(methods: Mapping[str, Sequence[Image.Image]], translations: Sequence[T
     wanted = [edges(image) for image in real]
     people = [person_regions(t.real, t.example.kind, t.example.caption) for t in translations]
     result = {}
-    for name, images in {**methods, "real": real}.items():
+    every = {**methods, "real": real}
+    for name, images in tqdm(every.items(), desc="measuring", unit="method", delay=_PATIENCE, leave=False):
         found = [edges(image) for image in images]
         rows = {
             "psnr": [psnr(*pair) for pair in zip(images, real, strict=True)],

@@ -115,7 +115,7 @@ def build(
         _write_sheets(candidates, measures, cleaned, folder / "sheets")
 
     write_atomically(target, write)
-    kept.unlink()
+    kept.unlink(missing_ok=True)
     return report
 
 
