@@ -84,7 +84,10 @@ def main(folder: Path) -> None:
     distributed_c10d.default_pg_timeout = PATIENCE
     record_caches(folder)
     make_loop(folder / "alone-then-two", 6).run()
-    make_loop(folder / "two-then-alone", 3).run()
+    copied = make_loop(folder / "two-then-alone", 3)
+    copied.run()
+    buckets = {parameter.grad.untyped_storage().data_ptr() for parameter in copied.parameters}
+    (folder / f"buckets-{rank()}").write_text(f"{len(buckets)} of {len(copied.parameters)}")
     make_loop(folder / "alone-then-shared", 6, shard=True).run()
     make_loop(folder / "shared-then-alone", 3, shard=True).run()
     loop = make_loop(folder / "shared", 6, shard=True)

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from diffv2ir.data import read_examples
+from diffv2ir.training import dry_run as dry_run_module
 from diffv2ir.training.cache import ViewConfig
 from diffv2ir.training.diffusion import EMBEDDINGS_BYTES
 from diffv2ir.training.dry_run import count_parameters, count_trainable, device_memory, dry_run
@@ -159,6 +161,25 @@ def test_sd15_is_counted_before_it_is_fetched(empty_hub, data, bundle_folder):
     with_styles = dry_run(PHASES["3"], data, "sd15", bundle_folder)
     assert with_styles.footprint is None and "phase 3 needs a UNet of 12 input channels" in with_styles.missing[1]
     assert dry_run(PHASES["3"], data, None, bundle_folder).footprint.total == 859_544_004
+
+
+def test_memory_and_disk_of_this_machine_are_compared(start, bundle_folder, data, tmp_path, monkeypatch):
+    places = dict(start=start, vlum=bundle_folder, output=tmp_path / "run")
+    report = dry_run(PHASES["2"], data, **places)
+    assert not report.missing
+    needed = sum(report.footprint.memory.values()) + report.footprint.activations
+    stored = sum(dry_run_module.disk_sizes(PHASES["2"], report.footprint, 7))
+    monkeypatch.setattr(dry_run_module, "free_memory", lambda device: needed)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=stored))
+    assert not dry_run(PHASES["2"], data, **places).missing
+    monkeypatch.setattr(dry_run_module, "free_memory", lambda device: needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=stored - 1))
+    memory, disk = dry_run(PHASES["2"], data, **places).missing
+    assert "cpu has 0.06 GB free, about 0.06 GB are needed" in memory and "micro_batch_size" in memory
+    assert disk.startswith(f"the disk of {tmp_path} has 0.0")
+    (tmp_path / "run" / "cache" / "latents").mkdir(parents=True)
+    (tmp_path / "run" / "cache" / "latents" / "one").write_bytes(b"made")
+    assert dry_run(PHASES["2"], data, **places).missing == (memory,)
 
 
 def test_configurations_without_weights_are_counted(start, bundle_folder, data, tmp_path):

@@ -148,6 +148,12 @@ def test_each_process_holds_a_part_and_ends_with_the_whole(folder, whole):
         torch.testing.assert_close(gathered[key], value, **CLOSE)
 
 
+def test_gradients_lie_where_they_are_exchanged(folder):
+    """Each in a storage of its own would be a second copy of all of them."""
+    tensors = len(list(make_loop(folder / "unused", 1).parameters))
+    assert {(folder / f"buckets-{rank}").read_text() for rank in (0, 1)} == {f"1 of {tensors}"}
+
+
 def test_each_example_is_seen_once_an_epoch(folder):
     shares = [json.loads((folder / "two-then-alone" / f"seen-{rank}-of-2.json").read_text()) for rank in (0, 1)]
     first, second = ({tuple(draw) for draw in share} for share in shares)

@@ -100,7 +100,9 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
         return result
 
     def plan() -> DryRun:
-        report = dry_run(read_config(), arguments.data, arguments.start, arguments.vlum, arguments.teacher)
+        given = vars(arguments)
+        places = {name: given[name] for name in ("start", "vlum", "teacher", "output", "cache")}
+        report = dry_run(read_config(), arguments.data, **places)
         return report if arguments.output else replace(report, missing=(*report.missing, "--output is not given"))
 
     if arguments.dry_run:

@@ -6,6 +6,7 @@ meta device, which holds shapes and no numbers. Weights that are not here yet ar
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffv2ir import bundle, hub
 from diffv2ir.data import DataError, Example, read_examples, split_validation
+from diffv2ir.memory import free_memory
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.activations import activation_size
 from diffv2ir.training.cache import ViewConfig
@@ -132,12 +134,11 @@ class DryRun:
 
     def _disk(self, footprint: Footprint) -> str:
         kept = self.config.loop.keep_checkpoints
-        roles = 1 if self.config.phase == "1" else 3
-        views = 0 if self.config.fresh else (self.examples or 1000) * self.config.view.variants
+        checkpoints, latents = disk_sizes(self.config, footprint, self.examples or 1000)
         of = "" if self.examples else " of 1,000 examples"
         return (
-            f"{_size((kept + 1) * footprint.checkpoint)} for {kept} checkpoints of {_size(footprint.checkpoint)} "
-            f"and the one being written; latents{of} at most {_size(views * roles * footprint.latent)}"
+            f"{_size(checkpoints)} for {kept} checkpoints of {_size(footprint.checkpoint)} "
+            f"and the one being written; latents{of} at most {_size(latents)}"
         )
 
 
@@ -147,12 +148,16 @@ def dry_run(
     start: Path | str | None,
     vlum: Path | str | None = None,
     teacher: Path | None = None,
+    output: Path | None = None,
+    cache: Path | None = None,
 ) -> DryRun:
     """What `train_phase` would need for phase 1, 2 or 3, and what of it is missing. Nothing is fetched.
 
+    Missing is also memory of this process's device, where it has its own, and room on the disks of output and cache.
+
     Args:
         data: dataset folder. start, vlum: names for `locate_start`; without a start, or where it is "sd15" and not here
-            yet, the figures are those of Stable Diffusion 1.5. teacher: as for `train_phase`.
+            yet, the figures are those of Stable Diffusion 1.5. teacher, output, cache: as for `train_phase`.
     """
     processes, missing = process_state().num_processes, []
     examples = _examples(config, data, missing)
@@ -172,8 +177,43 @@ def dry_run(
     footprint = models and _footprint(config, models, Path(start or "sd15"), batch, missing)
     if config.phase != "1":
         missing += _vlum_problems(folder, start, vlum)
+    if footprint:
+        missing += _memory_problems(footprint) + _disk_problems(config, footprint, len(examples), output, cache)
     # Without `vlum`, a `start` that is not there is found twice.
     return DryRun(config, processes, len(examples), batch, footprint, tuple(dict.fromkeys(missing)))
+
+
+def _memory_problems(footprint: Footprint) -> list[str]:
+    free = free_memory(process_state().device)
+    needed = sum(footprint.memory.values()) + (footprint.activations or 0)
+    if free is None or needed <= free:
+        return []
+    return [
+        f"{process_state().device} has {_size(free)} free, about {_size(needed)} are needed: choose a smaller "
+        "micro_batch_size, gradient_checkpointing, or a configuration that saves memory"
+    ]
+
+
+def _disk_problems(
+    config: PhaseConfig, footprint: Footprint, examples: int, output: Path | None, cache: Path | None
+) -> list[str]:
+    """Disks with too little room for what is not there yet."""
+    if output is None:
+        return []
+    cache = cache or output / "cache"
+    needs: dict[int, tuple[Path, int]] = {}
+    for folder, size in zip(
+        (output / "checkpoints", cache / "latents"), disk_sizes(config, footprint, examples), strict=True
+    ):
+        there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        disk = next(parent for parent in folder.absolute().parents if parent.exists())
+        known = needs.get(disk.stat().st_dev, (disk, 0))
+        needs[disk.stat().st_dev] = (known[0], known[1] + max(0, size - there))
+    return [
+        f"the disk of {disk} has {_size(free)} free, up to {_size(needed)} are needed"
+        for disk, needed in needs.values()
+        if needed > (free := shutil.disk_usage(disk).free)
+    ]
 
 
 def _examples(config: PhaseConfig, data: Path | None, missing: list[str]) -> list[Example]:
@@ -298,8 +338,9 @@ def device_memory(config: PhaseConfig, unet: nn.Module, text_encoder: nn.Module,
     come on top, and the half-precision copies below are not divided.
 
     Not counted: what comes and goes in a step, of which `activation_size` is the most, with the half-precision copies
-    of the weights that mixed precision makes (2 N); the buckets in which processes exchange whole gradients (4 n); and
-    the models that fill the caches, which have left the device by then.
+    of the weights that mixed precision makes (2 N), and in the first two steps of several processes a second copy of
+    the gradients (4 n), until they lie where they are exchanged; and the models that fill the caches, which have left
+    the device by then.
     """
     trainable = count_trainable(unet)
     sharing = processes if config.loop.shard else 1
@@ -342,6 +383,13 @@ def checkpoint_size(config: PhaseConfig, unet: nn.Module) -> int:
     adapter = trainable if config.lora else 0
     whole = 0 if config.phase == "3" and config.lora else count_parameters(unet) - adapter
     return state + _FLOAT32 * (whole + adapter)
+
+
+def disk_sizes(config: PhaseConfig, footprint: Footprint, examples: int) -> tuple[int, int]:
+    """Bytes of all checkpoints, with the one that is being written, and at most those of the latents of examples."""
+    roles = 1 if config.phase == "1" else 3
+    views = 0 if config.fresh else examples * config.view.variants
+    return (config.loop.keep_checkpoints + 1) * footprint.checkpoint, views * roles * footprint.latent
 
 
 def latent_size(view: ViewConfig, channels: int, stride: int) -> int:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
@@ -56,7 +56,9 @@ def _accelerator(mixed_precision: str) -> Accelerator:
     """An accelerator of this precision, also where another training of this process had another one."""
     if AcceleratorState._shared_state.get("_mixed_precision") not in (None, mixed_precision):
         AcceleratorState._reset_state()  # it has no other way; the processes stay connected
-    return Accelerator(mixed_precision=mixed_precision)
+    # Gradients lie in the buckets in which processes exchange them: no second copy.
+    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[buckets])
 
 
 class TrainingError(RuntimeError):
@@ -357,7 +359,8 @@ class Loop:
                 f"(now {config.learning_rate:g}) or turn mixed_precision off, then start again to resume."
             )
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        # Those of several processes stay where they are exchanged, see `_accelerator`.
+        self.optimizer.zero_grad(set_to_none=self.accelerator.num_processes == 1 or self.shared)
         if self.ema and not self.optimizer.step_was_skipped:
             self.ema.step(self._parameters_for_average())
         return means
