@@ -179,6 +179,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--sheet-seed", type=int, default=0, metavar="N", help="draws the scenes of the sheet")
     result.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     add_model_arguments(result)
+    result.set_defaults(dtype="fp32")  # the same figures on every device
     return result
 
 

@@ -90,6 +90,7 @@ def build_parser(program: str, description: str) -> argparse.ArgumentParser:
     """The arguments of what measures a photo's way through the pipeline."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     add_model_arguments(parser)
+    parser.set_defaults(dtype="fp32")  # the same figures on every device
     parser.add_argument("--random", choices=tuple(SHAPES), help="instead of --bundle: random weights of this shape")
     parser.add_argument("--photo", nargs="*", type=Path, default=[], help="default: one made picture of 640 x 480")
     parser.add_argument("--steps", type=int, default=PRESETS["paper"]["steps"], help="default: the paper's 100")

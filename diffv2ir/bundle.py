@@ -38,7 +38,7 @@ _VOCABULARIES = {
     "tokenizer": ({"tokenizer.json"}, {"vocab.json", "merges.txt"}),
     "captioner_processor": ({"tokenizer.json"}, {"vocab.txt"}),
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 class BundleError(ValueError):
@@ -50,7 +50,9 @@ def resolve(name: str | os.PathLike, revision: str | None = None, cache_dir: str
 
     Args:
         name: "tiny" (the embedded bundle; the environment variable DIFFV2IR_TINY names another place for it), a folder,
-            or the id "owner/name" of a repository on the Hugging Face hub, which is downloaded once.
+            or the id "owner/name" of a repository on the Hugging Face hub, which is downloaded once; "owner/name@REV"
+            takes another commit, branch or tag than its newest state.
+        revision: the same; what follows the "@" goes first.
 
     Raises:
         BundleError: not found, or the hub cannot be reached.
@@ -61,9 +63,12 @@ def resolve(name: str | os.PathLike, revision: str | None = None, cache_dir: str
     if folder.is_dir():
         return folder
     _refuse_source(str(name))
-    if not _HUB_ID.fullmatch(str(name)) or folder.exists():
-        raise BundleError(f"{name}: no such folder (a bundle is 'tiny', a folder, or a hub id 'owner/name')")
-    return _download(str(name), revision, cache_dir)
+    match = _HUB_ID.fullmatch(str(name))
+    if match is None or folder.exists():
+        raise BundleError(
+            f"{name}: no such folder (a bundle is 'tiny', a folder, or a hub id 'owner/name' or 'owner/name@REVISION')"
+        )
+    return _download(match[1], match[2] or revision, cache_dir)
 
 
 def _resolve_tiny() -> Path:
@@ -150,6 +155,20 @@ def check_weights(folder: Path, components: Mapping[str, Any]) -> None:
         if stored < needed:
             problem = f"{name}: the weights are incomplete ({stored} numbers, the model has {needed})"
             raise BundleError(f"{folder} cannot be used:\n- {problem}")
+
+
+def is_half(folder: Path) -> bool:
+    """Whether the UNet of a bundle is stored in half precision, by the headers of its safetensors."""
+    from safetensors import SafetensorError, safe_open
+
+    kinds = set()
+    for path in (folder / "unet").glob("*.safetensors"):
+        try:
+            with safe_open(path, "np") as weights:
+                kinds |= {weights.get_slice(key).get_dtype() for key in weights.keys()}
+        except (SafetensorError, OSError):
+            return False  # `check` says what is wrong with it
+    return bool(kinds) and kinds <= {"F16", "BF16"}
 
 
 def copy_style(source: Path | None, target: Path, style: str) -> None:

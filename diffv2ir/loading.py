@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffv2ir.memory import DTYPES, MODES, OutOfDeviceMemory, place
 
 if TYPE_CHECKING:
+    import torch
+
     from diffv2ir.pipeline import DiffV2IRPipeline
+
+AUTO = "auto"
+# What a command says about where its model comes from and how it is placed.
+_TOLD = ("diffv2ir.hub", "diffv2ir.memory")
 
 
 class CommandError(Exception):
@@ -17,9 +25,17 @@ class CommandError(Exception):
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """`--bundle`, `--device`, `--dtype`, `--memory` and `--compile`, as `load_pipeline` takes them."""
-    parser.add_argument("--bundle", default="tiny", help="'tiny', a folder, or a hub id (default: tiny)")
+    parser.add_argument(
+        "--bundle", default="tiny", help="'tiny', a folder, or a hub id, OWNER/NAME[@REVISION] (default: tiny)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
-    parser.add_argument("--dtype", choices=(*DTYPES, *DTYPES.values()), default="fp32", help="of the weights")
+    parser.add_argument(
+        "--dtype",
+        choices=(*DTYPES, *DTYPES.values(), AUTO),
+        default=AUTO,
+        help="of the weights, but for SAM's (default: auto = fp16 on CUDA for a bundle stored in half precision, "
+        "else fp32)",
+    )
     parser.add_argument(
         "--memory",
         choices=tuple(MODES),
@@ -41,18 +57,42 @@ def load_pipeline(options: argparse.Namespace) -> DiffV2IRPipeline:
     Raises:
         CommandError: no such bundle, or one that is incomplete, or a device that is not there or has too little memory.
     """
-    import torch
-
-    from diffv2ir.bundle import BundleError
+    from diffv2ir.bundle import BundleError, resolve
     from diffv2ir.pipeline import DiffV2IRPipeline
 
-    dtype = getattr(torch, DTYPES.get(options.dtype, options.dtype))
+    tell_on_stderr()
     try:
-        pipe = DiffV2IRPipeline.from_pretrained(options.bundle, dtype=dtype)
+        folder = resolve(options.bundle)
+        pipe = DiffV2IRPipeline.from_pretrained(folder, dtype=_dtype(options, folder))
     except (BundleError, OSError) as error:
         raise CommandError(error) from error
     set_up(pipe, options)
     return pipe
+
+
+def tell_on_stderr() -> None:
+    """Show on stderr what is logged about fetching and placing a model, unless logging is set up already."""
+    if logging.getLogger().handlers:
+        return
+    for logger in map(logging.getLogger, _TOLD):
+        if not logger.handlers:
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("%(message)s"))
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+            logger.propagate = False  # logging that is set up later would show each line twice
+
+
+def _dtype(options: argparse.Namespace, folder: Path) -> torch.dtype:
+    """What `--dtype` stands for, on `--device` and for a bundle in `folder`."""
+    import torch
+
+    from diffv2ir.bundle import is_half
+
+    if options.dtype != AUTO:
+        return getattr(torch, DTYPES.get(options.dtype, options.dtype))
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.float16 if device.startswith("cuda") and is_half(folder) else torch.float32
 
 
 def set_up(pipe: DiffV2IRPipeline, options: argparse.Namespace) -> None:

@@ -129,8 +129,8 @@ def place(pipe: DiffV2IRPipeline, device: str | torch.device | None = None, mode
     _gather(pipe)
     if mode is None:
         mode, reason = _chosen(pipe, device)
-        level = logging.INFO if mode == "full" else logging.WARNING
-        logger.log(level, "memory mode %s (%s): %s", mode, MODES[mode], reason)
+        level = logging.WARNING if mode != "full" else logging.DEBUG if device.type == "cpu" else logging.INFO
+        logger.log(level, "memory mode %s (%s), weights in %s: %s", mode, MODES[mode], _kind(pipe), reason)
     try:
         _apply(pipe, device, mode)
         return
@@ -293,6 +293,12 @@ def _refusal(pipe: DiffV2IRPipeline, device: torch.device, mode: str) -> OutOfDe
         f"{device} has too little memory, also in memory mode {mode!r}; what helps: {', '.join(remedies)}, or another "
         "--device"
     )
+
+
+def _kind(pipe: DiffV2IRPipeline) -> str:
+    """Short name of the kind of the weights that generate."""
+    name = str(pipe.unet.dtype).removeprefix("torch.")
+    return next((short for short, kind in DTYPES.items() if kind == name), name)
 
 
 def _gigabytes(size: int) -> str:

@@ -6,11 +6,12 @@ import shutil
 import huggingface_hub
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from diffv2ir import bundle, hub
-from diffv2ir.bundle import COMPONENTS, BundleError, check, resolve
+from diffv2ir.bundle import COMPONENTS, BundleError, check, is_half, resolve
 from diffv2ir.pipeline import DiffV2IRPipeline
 
 WEIGHTS = {
@@ -230,6 +231,26 @@ def test_hub_repository_is_downloaded(bundle_folder, monkeypatch, tmp_path):
     assert (asked["name"], asked["revision"], asked["cache_dir"]) == ("owner/name", "v1", tmp_path)
     assert {"model_index.json", "unet/*", "segmenter/*", "styles/**"} <= set(asked["allow_patterns"])
     assert "*.ckpt" in asked["ignore_patterns"]
+
+
+@pytest.mark.parametrize("given", [None, "v1"])
+def test_a_revision_of_a_hub_repository_comes_with_its_name(bundle_folder, monkeypatch, given):
+    asked = []
+    monkeypatch.setattr(hub, "download", lambda source, **options: asked.append(source) or bundle_folder)
+    assert resolve("owner/name@refs/pr/1", revision=given) == bundle_folder
+    assert (asked[0].repo_id, asked[0].revision) == ("owner/name", "refs/pr/1")
+    with pytest.raises(BundleError, match="a hub id 'owner/name' or 'owner/name@REVISION'"):
+        resolve("owner/name@")
+
+
+def test_half_precision_is_read_off_the_weights(bundle_folder, tmp_path):
+    folder = shutil.copytree(bundle_folder, tmp_path / "half")
+    assert not is_half(folder)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float16)
+    unet.save_pretrained(folder / "unet")
+    assert is_half(folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    assert not is_half(folder)
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("no\nnetwork"), OSError("no\nnetwork")])

@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from diffusers import AutoencoderTiny
 from peft.tuners.lora import Linear as LoraLinear
 
-from diffv2ir import cli, memory
+from diffv2ir import bundle, cli, loading, memory
 from diffv2ir.batch import translate_photos
 from diffv2ir.memory import MODES, OutOfDeviceMemory, choose_mode, next_mode, place
 from diffv2ir.pipeline import DiffV2IRPipeline
@@ -148,7 +150,7 @@ def test_the_choice_is_logged_with_its_reason(placed, monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         place(placed, "cpu")
     assert placed.memory_mode == "sequential"
-    assert "memory mode sequential" in caplog.text and "are free" in caplog.text
+    assert "memory mode sequential" in caplog.text and "are free" in caplog.text and "weights in fp32" in caplog.text
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     place(placed, "cpu")
     assert placed.memory_mode == "full"
@@ -274,3 +276,32 @@ def test_flags_reach_the_pipeline(bundle_folder):
     assert (pipe.memory_mode, pipe.unet.dtype) == ("sequential", torch.bfloat16)
     options = cli.build_parser().parse_args(["translate", "x", "--out", "y", *flags, "--dtype", "float32"])
     assert cli.load_pipeline(options).unet.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "half", "asked", "dtype"),
+    [
+        ("cpu", True, "auto", torch.float32),
+        ("cuda", True, "auto", torch.float16),
+        ("cuda:1", False, "auto", torch.float32),
+        ("cuda", True, "fp32", torch.float32),
+        ("cpu", False, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_weights_are_as_stored_on_a_gpu_unless_asked_otherwise(monkeypatch, tmp_path, device, half, asked, dtype):
+    monkeypatch.setattr(bundle, "is_half", lambda folder: half)
+    options = cli.build_parser().parse_args(["translate", "x", "--out", "y", "--device", device, "--dtype", asked])
+    assert loading._dtype(options, tmp_path) == dtype
+    assert cli.build_parser().parse_args(["translate", "x", "--out", "y"]).dtype == "auto"
+
+
+def test_where_a_model_comes_from_and_lies_is_said_once(bundle_folder):
+    """On stderr, as `fetch` says it; not where logging is set up."""
+    code = (
+        "import logging, sys; from diffv2ir import loading; {}\n"
+        "for _ in range(2): loading.tell_on_stderr()\n"
+        "logging.getLogger('diffv2ir.hub').info('commit 1'); logging.getLogger('diffv2ir.memory').info('mode park')\n"
+    )
+    for setup, wanted in (("", "commit 1\nmode park\n"), ("logging.basicConfig(level='WARNING')", "")):
+        ended = subprocess.run([sys.executable, "-c", code.format(setup)], capture_output=True, text=True, check=True)
+        assert ended.stderr == wanted and ended.stdout == ""
