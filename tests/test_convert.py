@@ -49,7 +49,7 @@ def parts(bundle_folder, tmp_path_factory):
     shutil.copytree(bundle_folder / "captioner_processor", captioner, dirs_exist_ok=True)
     return {
         "tokenizer": bundle_folder / "tokenizer",
-        "captioner": str(captioner),
+        "captioner": captioner,
         "segmenter": bundle_folder / "segmenter",
     }
 
@@ -641,7 +641,7 @@ def test_parts_of_other_models_are_refused(checkpoint, parts, diffusers_folder, 
     with pytest.raises(ConvertError, match="the tokenizer has 196 tokens, the text encoder 195"):
         convert(checkpoint, tmp_path / "out", tokenizer=tokenizer)
     with pytest.raises(ConvertError, match="is not a BlipForConditionalGeneration"):
-        convert(checkpoint, tmp_path / "out", captioner=str(tmp_path))
+        convert(checkpoint, tmp_path / "out", captioner=tmp_path)
     with pytest.raises(ConvertError, match="is not an official SAM vit_b checkpoint"):
         convert(checkpoint, tmp_path / "out", segmenter=checkpoint)
     with pytest.raises(ConvertError, match="is not a SamSegmenter"):
@@ -665,7 +665,7 @@ def test_a_tokenizer_without_vocabulary_is_refused(checkpoint, parts, tmp_path):
     shutil.copytree(parts["captioner"], captioner)
     (captioner / "tokenizer.json").unlink()
     with pytest.raises(ConvertError, match="captioner has no vocabulary .*tokenizer.json or vocab.txt"):
-        convert(checkpoint, tmp_path / "out", captioner=str(captioner))
+        convert(checkpoint, tmp_path / "out", captioner=captioner)
 
 
 def test_command_says_which_weights_were_taken(checkpoint, official, diffusers_folder, tmp_path, capsys):

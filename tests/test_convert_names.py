@@ -123,6 +123,31 @@ def test_paths_stay_as_they_are(tmp_path, monkeypatch, told):
         assert str(locate_checkpoint(path, told.append)) == path
 
 
+def test_what_lies_here_goes_before_a_name(tmp_path, monkeypatch, told):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "download", None)  # would be called, were it taken for the name
+    for name in ("flir", "blip", "sd15"):
+        (tmp_path / name).mkdir()
+        assert f"{name}: the one in this folder is taken, not {hub.SOURCES[name].what}" not in told
+        found = (
+            locate_checkpoint(name, told.append) if name == "flir" else locate_part("--captioner", name, told.append)
+        )
+        assert str(found) == name
+        assert f"{name}: the one in this folder is taken, not {hub.SOURCES[name].what}" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [("someone/blip", "main"), ("someone/blip@v1", "v1"), ("Salesforce/blip-image-captioning-base", "8")],
+)
+def test_a_captioner_of_the_hub_comes_as_other_models_do(name, revision, monkeypatch, tmp_path, told):
+    asked = []
+    monkeypatch.setattr(hub, "download", lambda source, tell: asked.append(source) or tmp_path)
+    assert locate_part("--captioner", name, told.append) == str(tmp_path)
+    assert asked[0].repo_id == name.partition("@")[0] and asked[0].revision.startswith(revision)
+    assert "*.json" in asked[0].patterns and asked[0].repo_type == "model"
+
+
 def test_how_to_complete():
     assert how_to_complete(["12 input channels"]) == ""
     said = how_to_complete(["--segmenter", "--tokenizer"])

@@ -66,7 +66,7 @@ def convert(
     *,
     ema: bool = True,
     widen: bool = True,
-    captioner: str | None = None,
+    captioner: Path | None = None,
     segmenter: Path | None = None,
     tokenizer: Path | None = None,
     progress: Callable[[str], None] = lambda part: None,
@@ -78,7 +78,7 @@ def convert(
             InstructPix2Pix (8) or DiffV2IR (12), or a diffusers folder.
         ema: of an official file, take the averaged weights of the UNet where there are some.
         widen: to 12 input channels, the new ones at zero (Sec. 3.3 of the paper); phase 1 of the training needs 4.
-        captioner: folder or hub id of BLIP. segmenter: `sam_vit_b_*.pth` or a `SamSegmenter` folder.
+        captioner: folder of BLIP. segmenter: `sam_vit_b_*.pth` or a `SamSegmenter` folder.
         tokenizer: folder of CLIP's tokenizer; None = that of `source`, if it has one.
         progress: called with the name of each part before it is written.
 
@@ -110,7 +110,7 @@ def _convert(
     target: Path,
     ema: bool,
     widen: bool,
-    captioner: str | None,
+    captioner: Path | None,
     segmenter: Path | None,
     tokenizer: Path | None,
     progress: Callable[[str], None],

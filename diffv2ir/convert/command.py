@@ -19,11 +19,13 @@ def add_parser(commands: Any) -> None:
         "source",
         metavar="CHECKPOINT",
         help="of DiffV2IR, InstructPix2Pix or Stable Diffusion 1.x: .ckpt, .safetensors or a diffusers folder; "
-        "or stage2, m3fd, flir, sd15, which are fetched (see `fetch`)",
+        "or stage2, m3fd, flir, sd15, which are fetched (see `fetch`) unless something of that name lies here",
     )
     parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument(
-        "--captioner", metavar="DIR", help="BLIP: a folder, blip, or another hub id (default: blip if it is here)"
+        "--captioner",
+        metavar="DIR",
+        help="BLIP: a folder, blip, or OWNER/NAME[@REVISION] on the hub (default: blip if it is here)",
     )
     parser.add_argument(
         "--segmenter",
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
             options.to,
             ema=not options.raw,
             widen=not options.keep_channels,
-            captioner=parts["--captioner"],
+            captioner=Path(parts["--captioner"]) if parts["--captioner"] else None,
             segmenter=Path(parts["--segmenter"]) if parts["--segmenter"] else None,
             tokenizer=Path(parts["--tokenizer"]) if parts["--tokenizer"] else None,
             progress=lambda part: print(f"{part} ...", flush=True),

@@ -16,7 +16,9 @@ OFF = "none"
 DEFAULTS = {"--captioner": "blip", "--segmenter": "sam", "--tokenizer": "sd15"}
 
 _TOKENIZER = "tokenizer/*"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+# Of a BLIP in a repository of the hub.
+_CAPTIONER = ("*.json", "*.txt", "model*.safetensors", "pytorch_model*.bin")
 _FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 
 Tell = Callable[[str], Any]
@@ -25,10 +27,12 @@ Tell = Callable[[str], Any]
 def locate_checkpoint(name: str, tell: Tell) -> Path:
     """A path as it is, or one of `hub.SOURCES` (or "NAME@REVISION"), fetched if it is not here.
 
+    What lies here under such a name goes before the hub, and that is told.
+
     Raises:
         CommandError: there is no such file or folder, and it looks like a hub id. HubError: it cannot be fetched.
     """
-    path, source = Path(name), hub.named(name)
+    path, source = Path(name), _named(name, tell)
     if source is not None:
         return hub.download(source, tell=tell)
     if path.exists() or path.suffix in _FILES or not _HUB_ID.fullmatch(name):
@@ -47,13 +51,15 @@ def locate_checkpoint(name: str, tell: Tell) -> Path:
 
 
 def locate_part(flag: str, name: str | None, tell: Tell) -> str | None:
-    """A captioner, segmenter or tokenizer: fetched if it is named as in `hub.SOURCES`, else as it is.
+    """A captioner, segmenter or tokenizer: fetched if it is named as in `hub.SOURCES`, else a path as it is.
+
+    A captioner may also be a repository of the hub, "owner/name[@REVISION]". What lies here goes before the hub.
 
     Args:
         name: None = what `DEFAULTS` has, if it was fetched before; "none" = no such part.
 
     Returns:
-        Path or hub id; None if there is none.
+        Path; None if there is none.
 
     Raises:
         CommandError: a name that has no tokenizer, for one. HubError: it cannot be fetched.
@@ -62,10 +68,29 @@ def locate_part(flag: str, name: str | None, tell: Tell) -> str | None:
         return None
     if name is None:
         return _fetched_before(flag, tell)
-    source = hub.named(name)
+    source = _named(name, tell)
     if source is not None:
         return str(_inner(flag, hub.download(_wanted(flag, name, source), tell=tell)))
+    match = _HUB_ID.fullmatch(name)
+    if flag == "--captioner" and match is not None and not Path(name).exists():
+        return str(hub.download(_captioner(*match.groups()), tell=tell))
     return str(_inner(flag, Path(name))) if Path(name).is_dir() else name
+
+
+def _named(name: str, tell: Tell) -> hub.Source | None:
+    """What `hub.SOURCES` has under a name, unless something of that name lies here."""
+    source = hub.named(name)
+    if source is not None and Path(name).exists():
+        tell(f"{name}: the one in this folder is taken, not {source.what}")
+        return None
+    return source
+
+
+def _captioner(repo_id: str, revision: str | None) -> hub.Source:
+    known = hub.SOURCES[DEFAULTS["--captioner"]]
+    if repo_id == known.repo_id:
+        return replace(known, revision=revision or known.revision)
+    return hub.Source(repo_id, "a captioner", revision or "main", patterns=_CAPTIONER)
 
 
 def how_to_complete(flags: Collection[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokenizer
@@ -14,14 +13,17 @@ from diffv2ir.convert.official import KeyProblems
 from diffv2ir.vlum import SamSegmenter
 
 
-def load_whole(model_class: type, source: str | Path, **options: Any) -> torch.nn.Module:
-    """A model in float16 from a folder (or, of transformers, a hub id) whose weights fit it exactly.
+def load_whole(model_class: type, source: Path) -> torch.nn.Module:
+    """A model in float16 from a folder whose weights fit it exactly.
 
     Raises:
         ConvertError: it cannot be loaded, or weights are missing, unexpected or of another shape.
     """
     try:
-        model, info = model_class.from_pretrained(source, dtype=torch.float16, output_loading_info=True, **options)
+        # Only a local folder: a name would be looked up on the hub.
+        model, info = model_class.from_pretrained(
+            source, dtype=torch.float16, output_loading_info=True, local_files_only=True
+        )
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ConvertError(f"{source} is not a {model_class.__name__}: {error}") from error
     problems = KeyProblems(
@@ -33,18 +35,17 @@ def load_whole(model_class: type, source: str | Path, **options: Any) -> torch.n
     return model.eval()
 
 
-def write_captioner(source: str, folder: Path) -> None:
-    """BLIP with its processor, from a folder or a hub id, into `captioner` and `captioner_processor`.
+def write_captioner(source: Path, folder: Path) -> None:
+    """BLIP with its processor, from a folder, into `captioner` and `captioner_processor`.
 
     Raises:
         ConvertError: as `load_whole`; or there is no processor, or one without a vocabulary.
     """
     model = load_whole(BlipForConditionalGeneration, source)
-    if Path(source).is_dir():
-        _check_vocabulary(Path(source), "captioner_processor")
+    _check_vocabulary(source, "captioner_processor")
     model.save_pretrained(folder / "captioner")
     try:
-        BlipProcessor.from_pretrained(source).save_pretrained(folder / "captioner_processor")
+        BlipProcessor.from_pretrained(source, local_files_only=True).save_pretrained(folder / "captioner_processor")
     except (OSError, ValueError) as error:
         raise ConvertError(f"{source} has no BlipProcessor: {error}") from error
 

@@ -77,7 +77,7 @@ def locate_vlum(name: str | None, start: Path, phase: str, made: Path) -> Path |
     if processes.is_main_process and not made.is_dir():
         logger.info("captioner and segmenter: blip and sam as published, into %s", made)
         blip, sam = (hub.download(hub.SOURCES[source]) for source in PUBLISHED_VLUM.split("+"))
-        write_atomically(made, lambda folder: (write_captioner(str(blip), folder), write_segmenter(sam, folder)))
+        write_atomically(made, lambda folder: (write_captioner(blip, folder), write_segmenter(sam, folder)))
     processes.wait_for_everyone()
     return made
 
