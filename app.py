@@ -16,6 +16,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio i
 from diffv2ir.loading import CommandError, add_model_arguments, load_pipeline
 
 _ENVIRONMENT = "DIFFV2IR_"
+# What one visitor may ask for, on a machine of one's own and on a Space, where others wait meanwhile.
+_LIMITS = (
+    ("--max-pixels", "pixels of a photo", 50_000_000, 25_000_000),
+    ("--max-photos", "photos of a batch", 200, 20),
+    ("--max-frames", "frames of a clip that are translated", 300, 60),
+)
 _YES, _NO = ("1", "true", "True", "yes", "on"), ("0", "false", "False", "no", "off")
 
 
@@ -36,8 +42,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=_port, help="default: the first free one from 7860")
     switch = dict(action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--share", **switch, help="a public link through Gradio's servers")
-    parser.add_argument("--queue-size", type=_positive, default=20, help="people who may wait (default: 20)")
-    parser.add_argument("--max-pixels", type=_positive, default=50_000_000, help="of a photo (default: 50000000)")
+    parser.add_argument(
+        "--queue-size", type=_positive, default=20, help="requests that may wait for the model (default: 20)"
+    )
+    for name, of, here, space in _LIMITS:
+        parser.add_argument(
+            name,
+            type=_positive,
+            default=space if on_space else here,
+            help=f"{of} (default: {here}; on a Space {space})",
+        )
     parser.add_argument(
         "--concurrency",
         type=_positive,
@@ -97,8 +111,9 @@ def prepare(options: argparse.Namespace):
         CommandError: no such bundle, style or file of users; no package for what an option asks for.
     """
     from diffv2ir import bundle, imaging
-    from diffv2ir.ui import BundleFacts, Model, build_demo
+    from diffv2ir.ui import BundleFacts, Limits, Model, build_demo
     from diffv2ir.ui.zerogpu import lending_gpu
+    from diffv2ir.video import ClipLimits
 
     users = read_users(options.auth_file) if options.auth_file else None
     if options.mcp:
@@ -111,7 +126,8 @@ def prepare(options: argparse.Namespace):
     except (bundle.BundleError, ValueError, OSError) as error:
         raise CommandError(error) from error
     model = Model(facts, lending_gpu(lambda: load_pipeline(options)))
-    demo = build_demo(model.start(), options.queue_size, options.concurrency)
+    limits = Limits(options.max_photos, ClipLimits(frames=options.max_frames))
+    demo = build_demo(model.start(), options.queue_size, options.concurrency, limits)
     return demo, {"auth": users} if users else {}
 
 

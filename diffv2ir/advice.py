@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from diffv2ir.settings import GenerationSettings
 
-_SMALLEST_STEP = 0.5
+_SMALLEST_STEP = 0.25
 _SHARE = 0.25
 
 
@@ -20,7 +20,7 @@ class Advice:
     direction: int
 
     def apply(self, settings: GenerationSettings) -> GenerationSettings:
-        """The settings with this one moved by a quarter, and by 0.5, or a quarter of its range, at least.
+        """The settings with this one moved by a quarter, and by 0.25, or a quarter of its range, at least.
 
         It stays at 0 or above.
         """

@@ -24,6 +24,10 @@ MAX_ASPECT = 3.0
 
 # Two pictures of one section may differ this much in aspect ratio.
 _ASPECT_TOLERANCE = 0.02
+_HEIC = (
+    "a HEIC photo, which cannot be read here; export it as JPEG (an iPhone takes JPEG with Settings, Camera, Formats, "
+    "Most Compatible)"
+)
 # Of the sides in the paper's released code.
 _CODE_MULTIPLE = 64
 # Gain control: the share of the pixels that is left out at either end; the least range that is spread to the whole.
@@ -84,7 +88,8 @@ def open_image(source: ImageSource) -> Image.Image:
                 )
             return _upright_rgb(image, str(path))
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image, or of an unknown format") from None
+        what = _HEIC if _is_heic(path) else "not an image, or of an unknown format"
+        raise ImageError(f"{path}: {what}") from None
     except Image.DecompressionBombError:
         raise ImageError(
             f"{path}: has more than the {_max_pixels:,} pixels that are allowed; make it smaller"
@@ -93,6 +98,12 @@ def open_image(source: ImageSource) -> Image.Image:
         raise
     except _DECODER_ERRORS as error:
         raise ImageError(f"{path}: cannot be read ({error})") from None
+
+
+def _is_heic(path: Path | TarMember) -> bool:
+    """Whether a file says that it is a HEIC photo, by the brand in its first box."""
+    start = path.read_bytes()[:12]
+    return start[4:8] == b"ftyp" and start[8:] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 
 
 def working_size(

@@ -41,7 +41,8 @@ class GenerationSettings:
     """
 
     steps: int = _setting(
-        100, "Steps", "In how many steps the picture is made out of noise (denoising); more is slower and finer.",
+        100, "Steps",
+        "In how many steps the picture is made out of noise (denoising); more is slower, with full-size models finer.",
         minimum=1, maximum=200, limit=500, step=1,
     )  # fmt: skip
     visible_scale: float = _setting(
@@ -209,3 +210,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gain_control": 0.0,
     },
 }
+
+# Presets that are there to save time.
+SAVING = ("fast", "balanced")

@@ -159,7 +159,7 @@ def _check_length(clip: Clip, every: int, limits: ClipLimits) -> None:
         enough = math.ceil(clip.frames / limits.frames)
         raise VideoError(
             f"the clip has {clip.frames} frames and at most {limits.frames} are translated: "
-            f"set 'every' to {enough} or more, or cut it shorter"
+            f"take every n-th frame, n = {enough} or more, or cut it shorter"
         )
 
 

@@ -220,7 +220,7 @@ def test_only_users_enter_but_health_is_open(bundle_folder, tmp_path):
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(demo.local_url + "login", form)
         assert urllib.request.urlopen(demo.local_url + "login", form.replace(b"wrong", b"secret")).status == 200
-        demo.model.get()
+        demo.page.model.get()
         assert health(demo.local_url)[0] == 200
     finally:
         demo.close()

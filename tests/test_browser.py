@@ -42,7 +42,7 @@ def served(bundle_folder):
     pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)
     demo = build_demo(Model.ready(pipe))
     demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
-    yield demo.local_url, pipe
+    yield demo.local_url, pipe, demo
     demo.close()
 
 
@@ -96,6 +96,19 @@ def wait_for_status(page, pattern: str) -> str:
 def upload(page, path) -> str:
     page.locator("#photo input[type=file]").first.set_input_files(str(path))
     return wait_for_status(page, "^Done")
+
+
+def held_up(pipe, monkeypatch) -> tuple[threading.Event, threading.Event]:
+    """An event for when a picture is begun, and one that lets it go on."""
+    reached, go, generate = threading.Event(), threading.Event(), pipe.generate
+
+    def wait_and_generate(*arguments, **options):
+        reached.set()
+        go.wait(60)
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(pipe, "generate", wait_and_generate)
+    return reached, go
 
 
 def unfold(page, name: str) -> None:
@@ -166,8 +179,8 @@ def test_a_saved_picture_restores_its_settings(page, photos, tmp_path):
     set_number(page, "Visible scale", 3)
     caption_box(page).fill("a tall tree")
     page.get_by_role("button", name="Translate", exact=True).click()
-    page.locator(".caption-used textarea").filter(has_text="").wait_for()
-    page.wait_for_function("() => document.querySelector('.caption-used textarea').value === 'a tall tree'")
+    prompt = "turn the visible image of a tall tree into infrared"
+    page.wait_for_function("(text) => document.querySelector('.prompt textarea').value === text", arg=prompt)
     image = page.locator(".block", has=page.get_by_text("Infrared", exact=True)).locator("img").first
     saved = tmp_path / "result.png"
     saved.write_bytes(page.request.get(image.get_attribute("src")).body())
@@ -277,14 +290,7 @@ def test_a_batch_names_the_broken_file_and_zips_the_rest(page, photos, tmp_path)
 
 
 def test_a_stop_reaches_what_waits_for_the_model(browser, served, photos, monkeypatch):
-    reached, go, generate = threading.Event(), threading.Event(), served[1].generate
-
-    def wait_and_generate(*arguments, **options):
-        reached.set()
-        go.wait(60)
-        return generate(*arguments, **options)
-
-    monkeypatch.setattr(served[1], "generate", wait_and_generate)
+    reached, go = held_up(served[1], monkeypatch)
     for other in open_page(browser, served[0]):
         other.locator("#photo input[type=file]").first.set_input_files(str(photos[0]))
         assert reached.wait(60)
@@ -296,8 +302,42 @@ def test_a_stop_reaches_what_waits_for_the_model(browser, served, photos, monkey
             wait_for_status(page, "^Waiting for the model")
             with page.expect_response(re.compile("/run/")):
                 batch.get_by_role("button", name="Stop").click()
+            wait_for_status(page, "^Stopping …")
             go.set()
             wait_for_status(page, "^Stopped: 0 of 3 photos")
+
+
+def test_who_comes_when_the_queue_is_full_is_told(browser, served, photos, monkeypatch):
+    reached, go = held_up(served[1], monkeypatch)
+    monkeypatch.setattr(served[2]._queue, "max_size", 1)
+    for first in open_page(browser, served[0]):
+        first.locator("#photo input[type=file]").first.set_input_files(str(photos[0]))
+        assert reached.wait(60)
+        for second in open_page(browser, served[0]):
+            second.locator("#photo input[type=file]").first.set_input_files(str(photos[1]))
+            wait_for_status(second, "^Waiting for the model")
+            for third in open_page(browser, served[0]):
+                third.locator("#photo input[type=file]").first.set_input_files(str(photos[2]))
+                wait_for_status(third, "Too many people are waiting")
+                go.set()
+                wait_for_status(second, "^Done")
+                third.get_by_role("button", name="Translate", exact=True).click()
+                wait_for_status(third, "^Done")
+
+
+def test_what_is_asked_for_while_it_works_is_done_after_it(page, photos, served, monkeypatch):
+    upload(page, photos[0])
+    unfold(page, "Guidance, sampling and style")
+    reached, go = held_up(served[1], monkeypatch)
+    translate = page.get_by_role("button", name="Translate", exact=True)
+    translate.click()
+    assert reached.wait(60)
+    caption_box(page).fill("a tall tree")
+    translate.click()
+    page.wait_for_timeout(500)
+    go.set()
+    prompt = "turn the visible image of a tall tree into infrared"
+    page.wait_for_function("(text) => document.querySelector('.prompt textarea').value === text", arg=prompt)
 
 
 @pytest.mark.parametrize("name, width, scheme", [("phone", 390, "light"), ("phone-dark", 390, "dark")])

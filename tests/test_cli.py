@@ -219,7 +219,7 @@ def test_the_help_suits_a_command_line(capsys):
     assert "PHOTO picture files" in printed
     assert "without one, one is drawn" in printed and "empty draws" not in printed
     for words in (
-        "slower and finer. 1 to 500.",
+        "with full-size models finer. 1 to 500.",
         "(s_V of Eq. 2 of the paper). 0 or more.",
         "over the whole range. 0 to 1.",
     ):

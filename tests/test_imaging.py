@@ -159,6 +159,8 @@ def encoded(image_format, scale=8):
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "text.png").write_text("this is no picture")
     (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x24ftypheic" + bytes(200))
+    (tmp_path / "clip.jpg").write_bytes(b"\0\0\0\x24ftypisom" + bytes(200))
     (tmp_path / "cut.jpg").write_bytes(encoded("JPEG")[:-200])
     (tmp_path / "cut.png").write_bytes(encoded("PNG")[:-60])
     for name, message in (
@@ -166,6 +168,8 @@ def test_files_that_cannot_be_read(tmp_path):
         ("", "is a folder"),
         ("text.png", "not an image"),
         ("empty.jpg", "not an image"),
+        ("phone.heic", "a HEIC photo.*export it as JPEG"),
+        ("clip.jpg", "not an image"),
         ("cut.jpg", "cannot be read"),
         ("cut.png", "cannot be read"),
         ("a" * 3000, "cannot be read"),

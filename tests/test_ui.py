@@ -1,6 +1,8 @@
 """The page, driven as a browser drives it: over HTTP, with the real pipeline behind it."""
 
+import dataclasses
 import gc
+import shutil
 
 import gradio as gr
 import pytest
@@ -17,7 +19,7 @@ from diffv2ir.ui.controls import Controls
 from diffv2ir.ui.downloads import file_of
 from diffv2ir.ui.examples import example_photos
 from diffv2ir.ui.page import Page
-from diffv2ir.ui.session import BoundedCache, Session
+from diffv2ir.ui.session import BoundedCache, Result, Session, _size
 from diffv2ir.ui.stream import Step, stream
 
 
@@ -206,6 +208,31 @@ def test_session_keeps_the_newest_results(pipe, photo, conditioning):
     assert session.shown.output.levels is output.levels is not None
     assert all(result.output.levels is None for result in session.results)
     assert file_of(session.shown) == file_of(session.last)
+
+
+def test_session_keeps_fewer_results_of_large_photos(pipe, photo, conditioning, monkeypatch):
+    output = pipe.generate(conditioning, pipe.default_settings.replace(steps=1, seed=0))
+    one = _size([Result(1, photo, output)])
+    assert one == photo.width * photo.height * 7  # photo and map in colour, the picture in gray
+    monkeypatch.setattr("diffv2ir.ui.session._RESULTS_BYTES", 3 * one)
+    session = Session()
+    for _ in range(5):
+        picture, drawn = output.image.copy(), output.segmentation.copy()
+        session.add(photo.copy(), dataclasses.replace(output, image=picture, segmentation=drawn))
+    assert [result.number for result in session.results] == [3, 4, 5]
+    monkeypatch.setattr("diffv2ir.ui.session._RESULTS_BYTES", 1)
+    session.add(photo, output)
+    assert [result.number for result in session.results] == [5, 6]
+
+
+def test_facts_name_the_terms_of_the_weights(bundle_folder, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_folder, folder)
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: research-only\ndatasets: [a, b]\n---\n")
+    facts = BundleFacts.read(folder)
+    assert (facts.terms, facts.trained_on) == ("research only", "a and b")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert (BundleFacts.read(folder).terms, BundleFacts.read(folder).trained_on) == ("apache 2.0", "")
 
 
 def test_a_model_that_fails_to_load_says_so_to_everyone():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffv2ir import imaging
 from diffv2ir.metadata import restore
-from diffv2ir.ui import Model
+from diffv2ir.ui import Limits, Model
 from diffv2ir.ui import batch as batch_tab
 from diffv2ir.ui import video as video_tab
 from diffv2ir.ui.background import Progress, follow
@@ -205,7 +205,7 @@ def test_another_photo_of_the_first_tab_ends_no_batch(tab_data, photos):
 def test_a_click_is_numbered_at_once_and_an_error_takes_the_place_of_the_waiting(served):
     page = Page(Model.ready(served[1]))
     calls = page.build().fns.values()
-    clicks = [call for call in calls if call.fn.__name__ == "begin"]
+    clicks = [call for call in calls if call.fn and call.fn.__name__ == "begin"]
     assert len(clicks) == 3  # grid, batch, video
     for click in clicks:
         session, (number, line) = Session(), click.outputs
@@ -265,8 +265,8 @@ def test_nothing_chosen_is_one_sentence(client):
         video(client, None)
 
 
-def test_too_many_photos_are_refused_with_the_limit(client, photos, monkeypatch):
-    monkeypatch.setattr(batch_tab, "MAX_PHOTOS", 2)
+def test_too_many_photos_are_refused_with_the_limit(client, served, photos, monkeypatch):
+    monkeypatch.setattr(served[0].page, "limits", Limits(photos=2))
     with pytest.raises(Exception, match="These are 3 photos and a batch takes at most 2"):
         batch(client, photos)
 
@@ -298,8 +298,8 @@ def test_a_clip_tells_minutes_as_a_batch_does(monkeypatch):
         (ClipLimits(pixels=1000), r"at most 0\.001 million pixels"),
     ],
 )
-def test_a_clip_beyond_a_limit_is_refused_with_it(client, clip_file, limits, words, monkeypatch):
-    monkeypatch.setattr(video_tab, "LIMITS", limits)
+def test_a_clip_beyond_a_limit_is_refused_with_it(client, served, clip_file, limits, words, monkeypatch):
+    monkeypatch.setattr(served[0].page, "limits", Limits(clip=limits))
     with pytest.raises(Exception, match=words):
         video(client, clip_file)
 

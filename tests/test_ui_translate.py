@@ -1,22 +1,26 @@
 """The Translate and History tabs: what is restored, stopped, taken away and said, without a browser."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 from PIL import Image
 
+from diffv2ir.axes import suggestion
 from diffv2ir.metadata import restore
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.ui import BundleFacts, Model
-from diffv2ir.ui.common import sentence
+from diffv2ir.ui.common import WORKING, sentence, status
 from diffv2ir.ui.controls import Controls
 from diffv2ir.ui.downloads import file_of
+from diffv2ir.ui.grid import GridTab
 from diffv2ir.ui.history import _number
 from diffv2ir.ui.page import Page
 from diffv2ir.ui.requests import telling
 from diffv2ir.ui.session import Session
 from diffv2ir.ui.viewer import INFRARED, PALETTE, Viewer
+from diffv2ir.vlum.prompt import HEAT_PHRASES
 
 
 @pytest.fixture
@@ -106,7 +110,9 @@ def test_history_offers_the_saved_files(page, pipe, conditioning):
     [(path, label)] = page.history.items(session)
     assert restore(path) == result.output.record and label == "#1 general · seed 4 · 1 step"
     assert page.history.items(session)[0][0] == path
-    assert path.endswith("infrared_general_4.png") and file_of(result, 16).endswith("infrared_general_4_16bit.png")
+    assert path.endswith("/infrared_general_4.png") and file_of(result, 16).endswith("/infrared_general_4_16bit.png")
+    named = session.add(conditioning.image, result.output, "my street")
+    assert file_of(named).endswith("/my street_infrared_general_4.png")
 
 
 def test_nothing_is_left_of_a_photo_taken_away(page, data):
@@ -195,19 +201,77 @@ def test_the_status_line_is_short_and_the_work_in_a_fold(page, data):
     line = merged(page.translate.translate({**data, "style": "night"}))[page.translate.status]
     told, details = line.split("<details>")
     assert "Done in " in told and " s · seed 5 · style night<" in told and "evaluations" not in told
-    assert "12 evaluations of the UNet" in details and "a tree" in details
+    assert "12 evaluations of the UNet" in details
 
 
 def test_the_page_says_at_once_that_it_waits():
     page = Page(Model(BundleFacts("x", GenerationSettings(), ("general",)), lambda: None))
     demo = page.build()
     assert "still loading" in page.translate._begin(Session())[page.translate.status]
-    at_once = {call.fn.__name__ for call in demo.fns.values() if not call.queue}
-    assert {"_begin", "begin", "stop", "_clear", "_example"} <= at_once
+    at_once = {call.fn.__name__ for call in demo.fns.values() if call.fn and not call.queue}
+    assert {"_begin", "begin", "stop", "_clear", "_switch", "_number"} <= at_once
+
+
+def test_an_example_brings_its_style_and_takes_it_along(page, data, monkeypatch):
+    tab, session = page.translate, data["session"]
+    monkeypatch.setattr(tab, "_example_photos", [("a.png", "night", "A"), ("b.png", "general", "B")])
+    changes = tab.example({**data, "number": 0, "style": "general"})
+    assert changes[tab.photo] == "a.png" and changes[tab.settings["style"]] == "night"
+    assert tab.settings["steps"] not in changes and tab.settings["text_scale"] not in changes
+    tab.example({**data, "number": 0, "style": "night"})
+    assert tab.restore.receive({**data, "style": "night"})[tab.settings["style"]] == "general"
+    assert tab.settings["style"] not in tab.restore.receive({**data, "style": "night"})  # chosen by the visitor
+    tab.example({**data, "number": 1, "style": "night"})
+    assert tab.settings["style"] not in tab.restore.receive({**data, "style": "night"})  # chosen since
+    assert session.example_style is None
+
+
+def test_a_map_of_ones_own_goes_with_the_photo_that_it_was_for(page, data, photo, tmp_path):
+    tab, session = page.translate, data["session"]
+    assert tab.own_map not in tab.take_in(session)  # it may have been there first
+    own = tmp_path / "map.png"
+    photo.save(own)
+    merged(tab.translate({**data, "own_map": str(own), **begun(tab, session)}))
+    changes = tab.take_in(session)
+    assert changes[tab.own_map] is None and changes[tab.phases.gallery] is None
+    assert tab.own_map not in tab.take_in(session)
+
+
+def test_presets_that_save_nothing_are_not_offered(bundle_folder):
+    facts = BundleFacts.read(bundle_folder)
+    for steps, offered in ((100, {"fast", "balanced"}), (20, {"fast"}), (1, set())):
+        controls = Controls(dataclasses.replace(facts, defaults=facts.defaults.replace(steps=steps)))
+        names = {name for _, name in controls._preset_choices(controls.defaults)}
+        assert names == {"bundle", "paper", "paper-code", "custom"} | offered
+
+
+def test_the_grid_begins_around_the_settings_of_the_bundle(page):
+    tab = GridTab(page)
+    with gr.Blocks():
+        tab.build()
+    axes = {axis.value: values.value for axis, values in tab.axes.values()}
+    defaults = page.facts.defaults
+    assert axes == {
+        "text_scale": suggestion("text_scale", defaults), "visible_scale": suggestion("visible_scale", defaults),
+        "none": "",
+    }  # fmt: skip
+
+
+def test_the_page_offers_the_words_that_the_bundle_knows(page):
+    facts = BundleFacts("x", GenerationSettings(), ("general",), phrases=("at dusk",))
+    other = Page(Model(facts, lambda: None))
+    other.build()
+    assert list(other.translate.chips) == ["at dusk"] and list(page.translate.chips) == list(HEAT_PHRASES)
+
+
+def test_a_running_line_gives_way_to_another():
+    assert WORKING in status("Waiting …", working=True) and WORKING in status("Step 1", 1, 2)
+    assert WORKING not in status("Done")
 
 
 def test_a_moved_slider_is_no_preset_any_more(bundle_folder):
     facts = BundleFacts.read(bundle_folder)
+    facts = dataclasses.replace(facts, defaults=facts.defaults.replace(steps=50))
     controls = Controls(facts)
     with gr.Blocks():
         controls.build()

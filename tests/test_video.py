@@ -172,10 +172,10 @@ def test_rotation_of_a_phone_is_honoured(clip_file, tmp_path):
 @pytest.mark.parametrize(
     ("limits", "every", "words"),
     [
-        (ClipLimits(frames=5), 1, "has 6 frames and at most 5 are translated: set 'every' to 2 or more"),
+        (ClipLimits(frames=5), 1, "has 6 frames and at most 5 are translated: take every n-th frame, n = 2 or more"),
         (ClipLimits(seconds=0.4), 1, "lasts 0.5 s: at most 0.4 s"),
         (ClipLimits(pixels=6000), 1, r"too large \(96x64\): at most 0.006 million pixels"),
-        (ClipLimits(frames=2), 2, "set 'every' to 3 or more"),
+        (ClipLimits(frames=2), 2, "n = 3 or more"),
     ],
 )
 def test_each_limit_is_named(clip_file, limits, every, words):

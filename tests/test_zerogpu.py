@@ -214,5 +214,5 @@ def test_work_in_threads_knows_whose_request_it_is():
 def test_the_server_asks_for_a_gpu(spaces, bundle_folder, photo, monkeypatch):
     monkeypatch.setattr("diffv2ir.imaging.limit_pixels", lambda pixels: None)  # it would stay for other tests
     demo, _ = app.prepare(app.build_parser().parse_args(["--bundle", str(bundle_folder)]))
-    demo.model.get()(photo)
+    demo.page.model.get()(photo)
     assert spaces.asked == ["prepare_on_gpu", "generate_on_gpu"]

@@ -21,8 +21,6 @@ from diffv2ir.ui.requests import connect_start_and_stop
 if TYPE_CHECKING:
     from diffv2ir.ui.page import Page
 
-MAX_PHOTOS = 200
-
 # The gallery shows the newest results, and small: all of them, in full, are in the zip.
 _GALLERY = 24
 _THUMBNAIL = 512
@@ -44,8 +42,9 @@ class BatchTab:
         self.inputs: dict[str, gr.components.Component] = {}
 
     def build(self) -> None:
+        most = self.page.limits.photos
         gr.Markdown(
-            f"Up to {MAX_PHOTOS} photos of up to {imaging.pixel_limit():,} pixels, translated one after the other "
+            f"Up to {most} photos of up to {imaging.pixel_limit():,} pixels, translated one after the other "
             "with the settings of the Translate tab. Each gets its own caption and map, where that tab uses them."
         )
         with gr.Row():
@@ -79,7 +78,7 @@ class BatchTab:
         Photos that cannot be used are reported in the table and the rest goes on. The zip comes last, also after a
         stop; it has `<name>_ir.png`, `<name>_map.png` and `results.csv`.
         """
-        photos, skipped = _photos(data)
+        photos, skipped = _photos(data, self.page.limits.photos)
         settings, session, request = self.page.translate.read_settings(data), data["session"], data["request"]
         caption, segmentation = None if data["use_caption"] else "", None if data["use_map"] else False
         run = _Run(photos, time.monotonic())
@@ -167,11 +166,11 @@ def shared_inputs(page: Page) -> dict[str, gr.components.Component]:
     return {name: component for name, component in page.translate.inputs.items() if name in names}
 
 
-def _photos(data: dict[str, Any]) -> tuple[list[Path], int]:
+def _photos(data: dict[str, Any], most: int) -> tuple[list[Path], int]:
     """The photos asked for, and how many files of the folder are left out because their names are not of pictures.
 
     Raises:
-        ValueError: none, or too many.
+        ValueError: none, or more than `most`.
     """
     chosen = [Path(path) for path in data["photos"] or []]
     # By name: Gradio keeps each upload in a folder of its own, whose name says nothing.
@@ -181,6 +180,6 @@ def _photos(data: dict[str, Any]) -> tuple[list[Path], int]:
     photos = chosen + pictures
     if not photos:
         raise ValueError("the folder has no pictures, choose another" if folder else "choose photos or a folder first")
-    if len(photos) > MAX_PHOTOS:
-        raise ValueError(f"these are {len(photos)} photos and a batch takes at most {MAX_PHOTOS}, choose fewer")
+    if len(photos) > most:
+        raise ValueError(f"these are {len(photos)} photos and a batch takes at most {most}, choose fewer")
     return photos, len(folder) - len(pictures)

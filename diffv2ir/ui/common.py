@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 # One model, whose weights a style changes in place: one piece of work at a time.
 MODEL_QUEUE: dict[str, Any] = dict(concurrency_limit=1, concurrency_id="model")
 
+# In a status line after which another one comes.
+WORKING = 'class="working"'
+
+_TOO_LARGE = "The model ran out of memory with these settings. Try a lower resolution."
 _OUR_FAULT = "Something went wrong here, and it was logged. Try again; if it stays, reload the page."
 
 
@@ -70,7 +74,10 @@ def told_to_the_user():
         yield
     except gr.Error:
         raise
-    except (ValueError, FloatingPointError, OutOfDeviceMemory) as error:
+    except OutOfDeviceMemory as error:  # whose remedies are those of the command line
+        logger.error("a request failed: %s", error)
+        raise gr.Error(_TOO_LARGE, print_exception=False) from error
+    except (ValueError, FloatingPointError) as error:
         raise gr.Error(sentence(str(error)), print_exception=False) from error
     except Exception as error:
         logger.exception("a request failed")
@@ -101,9 +108,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def status(text: str, done: int | None = None, total: int | None = None, details: str = "") -> str:
-    """A line that a screen reader announces, with a progress bar if there is a total, and details in a fold: HTML."""
-    line = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
+def status(
+    text: str, done: int | None = None, total: int | None = None, details: str = "", working: bool = False
+) -> str:
+    """A line that a screen reader announces, with a progress bar if there is a total, and details in a fold: HTML.
+
+    With a total, or where it says that it is `working`, another line has to follow: see `WORKING`.
+    """
+    mark = f" {WORKING}" if working or total is not None else ""
+    line = f'<div role="status" aria-live="polite"{mark}>{html.escape(text)}</div>'
     if details:
         line += f"<details><summary>Details</summary>{html.escape(details)}</details>"
     if total is None:

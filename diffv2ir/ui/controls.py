@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from diffv2ir.settings import GENERAL_STYLE, PRESETS, GenerationSettings
+from diffv2ir.settings import GENERAL_STYLE, PRESETS, SAVING, GenerationSettings
 from diffv2ir.ui.common import by_name, field_of
 from diffv2ir.ui.model import BundleFacts
 
@@ -109,7 +109,7 @@ class Controls:
             settings = self.read(data)
         except (TypeError, ValueError):  # a number is being typed
             return gr.skip()
-        names = sorted((_OWN, *PRESETS), key=lambda name: name != data["preset"])
+        names = sorted((_OWN, *self._presets), key=lambda name: name != data["preset"])
         preset = next((name for name in names if self._is_preset(settings, name)), _CUSTOM)
         return gr.update(choices=self._preset_choices(settings), value=preset)
 
@@ -119,11 +119,17 @@ class Controls:
             getattr(settings, field) == getattr(preset, field) for field in self.fields if field in _in_presets()
         )
 
+    @property
+    def _presets(self) -> list[str]:
+        """Those worth offering: what is to save time has to cost less than the bundle's own settings."""
+        own = self.defaults.evaluations
+        return [name for name in PRESETS if name not in SAVING or self._preset(name).evaluations < own]
+
     def _preset(self, name: str) -> GenerationSettings:
         return self.defaults.replace(**PRESETS.get(name, {}))
 
     def _preset_choices(self, settings: GenerationSettings) -> list[tuple[str, str]]:
-        titles = {_OWN: "Of this bundle", **{name: name.capitalize() for name in PRESETS}}
+        titles = {_OWN: "Of this bundle", **{name: name.capitalize() for name in self._presets}}
         choices = [(_cost(title, self._preset(name)), name) for name, title in titles.items()]
         return [*choices, (_cost("Custom", settings), _CUSTOM)]
 

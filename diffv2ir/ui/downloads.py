@@ -21,10 +21,12 @@ def served_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="diffv2ir-", dir=base))
 
 
-def saved(output: Output, bits: int = 8) -> str:
-    """The picture as a PNG that carries its settings; its name holds style and seed, and whether it has 16 bits."""
+def saved(output: Output, bits: int = 8, photo: str = "") -> str:
+    """The picture as a PNG that carries its settings; its name holds that of the photo, style and seed, and whether
+    it has 16 bits."""
     depth = "" if bits == 8 else f"_{bits}bit"
-    path = served_folder() / f"infrared_{output.settings.style}_{output.seed}{depth}.png"
+    name = "_".join(filter(None, (photo, "infrared", output.settings.style, str(output.seed))))
+    path = served_folder() / f"{name}{depth}.png"
     output.save(path, bits)
     return os.fspath(path)
 
@@ -32,5 +34,5 @@ def saved(output: Output, bits: int = 8) -> str:
 def file_of(result: Result, bits: int = 8) -> str:
     """The result's `saved` file: written once, and again where the cache was cleared."""
     if not os.path.isfile(result.files.get(bits, "")):
-        result.files[bits] = saved(result.output, bits)
+        result.files[bits] = saved(result.output, bits, result.name)
     return result.files[bits]

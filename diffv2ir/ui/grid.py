@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _NONE = "none"
 _DIRECTIONS = ("columns", "rows", "sheets")
 _TITLES = ("X: columns", "Y: rows", "Z: one grid below the other")
-_DEFAULTS = (("text_scale", "1.5, 4, 7.5"), ("visible_scale", "1-2 (+0.5)"), (_NONE, ""))
+_AXES = ("text_scale", "visible_scale", _NONE)
 _INTRODUCTION = (
     f"Up to {MAX_CELLS} pictures of one photo, all from the same noise. Photo, caption and what does not vary are "
     "those of the Translate tab. Write values as `1,2,3` or `1-5` or `1-5 (+2)` or `1-10 [5]` (five, evenly spaced), "
@@ -65,7 +65,9 @@ class GridTab:
 
     def build(self) -> None:
         gr.Markdown(_INTRODUCTION)
-        for direction, title, (axis, values) in zip(_DIRECTIONS, _TITLES, _DEFAULTS, strict=True):
+        facts = self.page.facts
+        for direction, title, axis in zip(_DIRECTIONS, _TITLES, _AXES, strict=True):
+            values = "" if axis == _NONE else suggestion(axis, facts.defaults, facts.styles)
             with gr.Row():
                 choices = [(_axis_title(name), name) for name in AXES]
                 if direction != "columns":
@@ -108,7 +110,7 @@ class GridTab:
         # Last what a program may leave out: then the caption is the model's.
         last = {"caption": tab.caption, "own_map": tab.own_map, "real": self.real}
         self.inputs = {**{name: tab.inputs[name] for name in first}, **axes, "measure": self.measure, **last}
-        quietly = dict(api_visibility="private", show_progress="hidden")
+        quietly = dict(api_visibility="private", show_progress="hidden", queue=False)
         for axis, values in self.axes.values():
             asked = {"axis": axis, **tab.settings, "new_seed": tab.controls.new_seed}
             axis.input(by_name(self.suggest, asked), list(asked.values()), values, **quietly)
@@ -123,9 +125,7 @@ class GridTab:
         seen = {name: self.inputs[name] for name in ("session", "photo")}
         self.page.tabs.select(by_name(self.greet, seen), list(seen.values()), self.status, **quietly)
         # Apart from the drawing, whose gallery is what a program gets.
-        self.start_button.click(
-            by_name(self.lay_out, self.inputs), list(self.inputs.values()), self.gallery, queue=False, **quietly
-        )
+        self.start_button.click(by_name(self.lay_out, self.inputs), list(self.inputs.values()), self.gallery, **quietly)
         outputs = [self.status, self.gallery, self.sheet, self.files]
         connect_start_and_stop(self, self.draw, outputs, tuple(last), api_name="grid", api_description=_ENDPOINT)
         self._connect_cells(quietly)

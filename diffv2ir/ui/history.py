@@ -38,9 +38,10 @@ class HistoryTab:
 
     def connect(self) -> None:
         tab = self.page.translate
-        self.gallery.select(_number, self.page.session, self.chosen, api_visibility="private", show_progress="hidden")
+        quietly = dict(api_visibility="private", show_progress="hidden", queue=False)
+        self.gallery.select(_number, self.page.session, self.chosen, **quietly)
         inputs = {"session": self.page.session, "chosen": self.chosen, "pinned": self.pinned}
-        common = dict(inputs=list(inputs.values()), api_visibility="private", show_progress="hidden")
+        common = dict(inputs=list(inputs.values()), **quietly)
         outputs = [*tab.restore.outputs, tab.status, self.page.tabs]
         self.use.click(by_name(self.use_settings, inputs), outputs=outputs, **common)
         shown = [self.pinned, self.comparison, self.difference]

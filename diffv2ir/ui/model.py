@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING
 
 from diffv2ir import bundle
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
+from diffv2ir.vlum.prompt import HEAT_PHRASES
 
 if TYPE_CHECKING:
     from diffv2ir.pipeline import DiffV2IRPipeline
 
 logger = logging.getLogger(__name__)
+
+# Of a model card's front matter.
+_FIELD = re.compile(r"^(datasets|license|license_name): *(.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,16 @@ class BundleFacts:
 
     Attributes:
         trained_on: data sets named by the bundle's model card; "" if it names none.
+        terms: the licence of the weights by that card, as "research only"; "" if it names none.
+        phrases: words for hour and season, see `DiffV2IRPipeline`.
     """
 
     name: str
     defaults: GenerationSettings
     styles: tuple[str, ...]
     trained_on: str = ""
+    terms: str = ""
+    phrases: tuple[str, ...] = HEAT_PHRASES
 
     @classmethod
     def read(cls, folder: Path) -> BundleFacts:
@@ -45,12 +53,13 @@ class BundleFacts:
         index = json.loads((folder / bundle.INDEX).read_text(encoding="utf-8"))
         styles = dict.fromkeys([GENERAL_STYLE, *(index.get("styles") or [])])
         defaults = GenerationSettings.from_dict(index.get("defaults") or {})
-        return cls(index.get("name") or folder.name, defaults, tuple(styles), _datasets(folder / "README.md"))
+        phrases = tuple(index.get("phrases", HEAT_PHRASES))
+        return cls(index.get("name") or folder.name, defaults, tuple(styles), *_card(folder), phrases)
 
     @classmethod
     def of(cls, pipe: DiffV2IRPipeline) -> BundleFacts:
-        trained_on = _datasets(pipe.folder / "README.md") if pipe.folder else ""
-        return cls(pipe.config.name, pipe.default_settings, tuple(pipe.styles), trained_on)
+        config, card = pipe.config, _card(pipe.folder) if pipe.folder else ("", "")
+        return cls(config.name, pipe.default_settings, tuple(pipe.styles), *card, tuple(config.phrases))
 
     def starting_with(self, style: str) -> BundleFacts:
         """The same with another default style.
@@ -119,10 +128,13 @@ class Model:
             self._ready.set()
 
 
-def _datasets(card: Path) -> str:
-    """The `datasets` line of a model card's front matter, as "a, b and c"."""
+def _card(folder: Path) -> tuple[str, str]:
+    """`datasets` of a model card's front matter as "a, b and c", and its licence in words; "" where it has none."""
+    card = folder / "README.md"
     if not card.is_file():
-        return ""
-    found = re.search(r"^datasets: *\[(.*)\]$", card.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    names = [name.strip(" '\"") for name in found.group(1).split(",")] if found else []
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        return "", ""
+    text = card.read_text(encoding="utf-8")
+    found = {key: value.strip(" '\"") for key, value in _FIELD.findall(text)}
+    names = [name.strip(" '\"") for name in found.get("datasets", "").strip("[]").split(",") if name.strip()]
+    terms = found.get("license_name") or found.get("license", "")
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names), terms.replace("-", " ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -16,6 +17,7 @@ from diffv2ir.ui.model import Model
 from diffv2ir.ui.session import Session
 from diffv2ir.ui.translate import TranslateTab
 from diffv2ir.ui.video import VideoTab
+from diffv2ir.video import ClipLimits
 
 if TYPE_CHECKING:
     from diffv2ir.pipeline import DiffV2IRPipeline
@@ -27,6 +29,8 @@ _INTRODUCTION = """
 
 Drop a photo. The model describes it in words, cuts it into regions, and paints the infrared picture from all three.
 """
+
+_PAPER = "https://arxiv.org/abs/2503.19012"
 
 _NOTICES = {
     "loading": "⏳ The model is loading, which takes some seconds. You can choose a photo already.",
@@ -62,6 +66,9 @@ _CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
 .notice, .honest { font-size: 0.95rem; line-height: 1.5; }
 .status { min-height: 3.4em; line-height: 1.6; }
+.status [data-testid=status-tracker]:has(.progress-text) {
+  display: block !important; visibility: visible !important; opacity: 1 !important; inset: 0; overflow: visible;
+}
 .status details { font-size: 0.9rem; }
 .status progress { width: 100%; height: 0.6em; accent-color: var(--color-accent); }
 .chips-label { margin: 0; font-size: 0.95rem; }
@@ -74,6 +81,7 @@ _CSS = """
   #workbench > :nth-child(2) { grid-area: 1 / 2 / 3 / 3; }
 }
 @media (max-width: 799px) {
+  #viewer:not(:has(img)) { display: none; }
   #history .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """
@@ -90,6 +98,14 @@ LAUNCH_OPTIONS: dict[str, Any] = dict(
 _SESSION_SECONDS = 3600
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one visitor may ask for in one go: photos of a batch, and the clip. The others wait as long as it takes."""
+
+    photos: int = 200
+    clip: ClipLimits = ClipLimits()
+
+
 class Page:
     """The page for one model. Tabs are built one after the other, then connected: a tab may use what others hold.
 
@@ -99,8 +115,8 @@ class Page:
         translate: the first tab, whose photo and settings the others start from.
     """
 
-    def __init__(self, model: Model):
-        self.model, self.facts = model, model.facts
+    def __init__(self, model: Model, limits: Limits | None = None):
+        self.model, self.facts, self.limits = model, model.facts, limits or Limits()
         self.translate, self.history, self.api = TranslateTab(self), HistoryTab(self), Api(self)
 
     @property
@@ -146,21 +162,24 @@ class Page:
     def _honest_line(self) -> str:
         facts = self.facts
         trained = f", trained on {html.escape(facts.trained_on)}" if facts.trained_on else ""
+        terms = f", terms of its weights: {html.escape(facts.terms)}" if facts.terms else ""
         return (
             "<p>What you see is a <strong>plausible</strong> infrared picture, not a measurement of temperature. "
-            f"Made by the bundle <strong>{html.escape(facts.name)}</strong>{trained}. "
-            "Saved files say that they are generated.</p>"
+            f"Made by the model <strong>{html.escape(facts.name)}</strong>{trained}{terms}. "
+            "Saved files say that they are generated. The method is that of the paper "
+            f'<a href="{_PAPER}" target="_blank" rel="noopener">DiffV2IR</a>. '
+            "Ctrl+Enter translates, Esc stops.</p>"
         )
 
 
-def build_demo(model: Model, queue_size: int = 20, concurrency: int = 8) -> gr.Blocks:
+def build_demo(model: Model, queue_size: int = 20, concurrency: int = 8, limits: Limits | None = None) -> gr.Blocks:
     """The page for a model; launch it with `**LAUNCH_OPTIONS`, or `serve` it.
 
     Args:
-        queue_size: people who may wait; the next one is told to come back later.
+        queue_size: requests that may wait for the model; the next one is told to come back later.
         concurrency: light requests served at a time; the model makes one picture at a time.
     """
-    page = Page(model)
+    page = Page(model, limits)
     demo = page.build().queue(max_size=queue_size, default_concurrency_limit=concurrency)
-    demo.model = model
+    demo.page = page
     return demo

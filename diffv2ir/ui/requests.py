@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from diffv2ir.ui.common import MODEL_QUEUE, by_name, status, told_to_the_user
+from diffv2ir.ui.common import MODEL_QUEUE, WORKING, by_name, status, told_to_the_user
+from diffv2ir.ui.session import Session
 
 if TYPE_CHECKING:
     from diffv2ir.ui.batch import BatchTab
     from diffv2ir.ui.grid import GridTab
     from diffv2ir.ui.page import Page
-    from diffv2ir.ui.session import Session
     from diffv2ir.ui.video import VideoTab
 
 Work = Callable[[dict[str, Any]], Iterator[Any]]
@@ -23,14 +24,30 @@ Work = Callable[[dict[str, Any]], Iterator[Any]]
 AT_ONCE: dict[str, Any] = dict(queue=False, show_progress="hidden", api_visibility="private")
 
 
-def stop(session: Session) -> None:
-    """End the session's work at its next step, and what waits for the model."""
-    session.stop()
+_STOPPING = "Stopping …"
+_TOO_MANY = "⚠️ Too many people are waiting for the model. Please try again in a minute."
+
+
+def connect_stop(button: gr.Button, page: Page, line: gr.HTML) -> None:
+    """Let a button end the session's work at its next step, and what waits for the model; the page says so at once."""
+    button.click(Session.stop, page.session, None, **AT_ONCE)
+    button.click(None, line, line, js=_instead_of_working(_STOPPING), api_visibility="private")
+
+
+def tell_refused(work: Any, line: gr.HTML) -> None:
+    """Say in the status line that the queue is full, which the server tells nobody but the browser."""
+    work.failure(None, line, line, js=_instead_of_working(_TOO_MANY), api_visibility="private")
+
+
+def _instead_of_working(text: str) -> str:
+    """JavaScript that puts `text` in the place of a status line after which another one would come."""
+    return f"(line) => (line || '').includes({json.dumps(WORKING)}) ? {json.dumps(status(text))} : line"
 
 
 def waiting(page: Page, text: str = "Waiting for the model …") -> str:
-    """What the page says to who waits; another text while the model still loads."""
-    return text if page.model.state != "loading" else "The model is still loading; your turn comes next …"
+    """The status line of who waits; of another text while the model still loads."""
+    loading = page.model.state == "loading"
+    return status("The model is still loading; your turn comes next …" if loading else text, working=True)
 
 
 def telling(work: Work, line: gr.HTML) -> Work:
@@ -68,7 +85,7 @@ def connect_start_and_stop(
     inputs = {**tab.inputs, "request": request}
 
     def begin(session: Session) -> tuple[int, str]:
-        return session.begin(), status(waiting(page))
+        return session.begin(), waiting(page)
 
     @wraps(work)
     def of_program(data: dict[str, Any]) -> Iterator[Any]:
@@ -76,8 +93,11 @@ def connect_start_and_stop(
 
     queued = dict(outputs=list(outputs), show_progress="hidden", **MODEL_QUEUE)
     begun = tab.start_button.click(begin, session, [request, tab.status], **AT_ONCE)
-    begun.success(by_name(telling(work, tab.status), inputs), list(inputs.values()), api_visibility="private", **queued)
-    tab.stop_button.click(stop, session, None, **AT_ONCE)
+    worked = begun.success(
+        by_name(telling(work, tab.status), inputs), list(inputs.values()), api_visibility="private", **queued
+    )
+    tell_refused(worked, tab.status)
+    connect_stop(tab.stop_button, page, tab.status)
     gr.Button(visible=False).click(
         by_name(of_program, tab.inputs, optional), list(tab.inputs.values()), **endpoint, **queued
     )

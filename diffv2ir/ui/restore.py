@@ -58,7 +58,7 @@ class Restore:
         try:
             record = restore(data["photo"])
         except ImageError:
-            return tab.take_in(session)
+            return tab.receive(data)
         changes = self.put(record, session)
         session.restored = True
         return {**changes, tab.photo: None, tab.status: _told(record, "choose the photo")}
@@ -69,7 +69,7 @@ class Restore:
         Its caption stays when the next photo is read. A map of one's own is not in a record; the model's takes the
         place of one that is still in the page.
         """
-        tab = self.tab
+        tab, session.example_style = self.tab, None
         changes = {**tab.controls.show(record.settings, keep_seed), tab.use_map: record.segmentation != "none"}
         if keep_seed:
             changes[tab.controls.new_seed] = False

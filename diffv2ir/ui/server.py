@@ -28,7 +28,7 @@ def serve(demo: gr.Blocks, host: str, port: int | None, wait: bool = True, **opt
     launch = {**LAUNCH_OPTIONS, **options}
     app, _, _ = demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, **launch)
     # First: Gradio's own routes answer every other path.
-    app.router.routes.insert(0, Route(HEALTH, health(demo.model)))
+    app.router.routes.insert(0, Route(HEALTH, health(demo.page.model)))
     if wait:
         demo.block_thread()
     return demo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from diffv2ir.grid import CellResult
     from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline, Output
 
-# Results that a session keeps: each holds its photo and pictures in memory.
+# Results that a session keeps, and the bytes of their photos and pictures in memory: those of the newest two stay.
 _RESULTS = 24
+_RESULTS_BYTES = 400_000_000
 # Photos whose captions, maps and latents it keeps.
 _KEPT = 8
 
@@ -47,7 +48,8 @@ class BoundedCache:
 
 @dataclass(frozen=True)
 class Result:
-    """A picture of this session: its number, counted from 1, its photo (RGB, upright), and how it came about.
+    """A picture of this session: its number, counted from 1, its photo (RGB, upright) and that one's name, and how it
+    came about.
 
     `files` are its saved pictures, by bits; see `downloads.file_of`.
     """
@@ -55,7 +57,16 @@ class Result:
     number: int
     photo: Image.Image
     output: Output
+    name: str = ""
     files: dict[int, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class ExampleStyle:
+    """The style that an example brought to the page, and the one that was there before."""
+
+    before: str
+    brought: str
 
 
 class Session:
@@ -71,12 +82,15 @@ class Session:
             floats as the photo has pixels; among `results`, the newest of this visit, it is without them too.
         restored: the file dropped as a photo was a picture of ours.
         keeps_caption: the next photo does not bring its own caption, as one was restored.
+        example_style: of the example on the page; None when a photo of the visitor's own is there.
+        used_own_map: something was made of the photo on the page with a map of the visitor's own.
     """
 
     def __init__(self):
         self.request = 0
         self.shown: Result | None = None
-        self.restored = self.keeps_caption = False
+        self.restored = self.keeps_caption = self.used_own_map = False
+        self.example_style: ExampleStyle | None = None
         self.grid: list[CellResult] = []
         self.evaluation_seconds = 0.0  # of the UNet, as last measured; 0 = not yet
         self.results: deque[Result] = deque(maxlen=_RESULTS)
@@ -110,13 +124,15 @@ class Session:
         """Whether a translation is to end: it is stopped, or its photo is gone."""
         return self.is_stopped(request) or self.is_forgotten(request)
 
-    def add(self, photo: Image.Image, output: Output) -> Result:
-        """Keep a result, which is then the one shown; the oldest goes when there are too many."""
+    def add(self, photo: Image.Image, output: Output, name: str = "") -> Result:
+        """Keep a result, which is then the one shown; the oldest go when there are too many, or they are too large."""
         self._count += 1
         if output.evaluations:
             self.evaluation_seconds = output.timings.get("denoise", 0.0) / output.evaluations
-        self.shown = Result(self._count, photo, output)
+        self.shown = Result(self._count, photo, output, name)
         self.results.append(dataclasses.replace(self.shown, output=dataclasses.replace(output, levels=None)))
+        while len(self.results) > 2 and _size(self.results) > _RESULTS_BYTES:
+            self.results.popleft()
         return self.shown
 
     @property
@@ -193,3 +209,13 @@ class Session:
         way = first if any_caption else way
         key = (key, preparation.get("map_style"), *way.values())
         return self._understood.get(key, lambda: pipe.prepare(image, **{**preparation, **way}))
+
+
+def _size(results: Iterable[Result]) -> int:
+    """Bytes of the photos and pictures of results, each image once."""
+    images = {}
+    for result in results:
+        for image in (result.photo, result.output.image, result.output.segmentation):
+            if image is not None:
+                images[id(image)] = image.width * image.height * len(image.getbands())
+    return sum(images.values())

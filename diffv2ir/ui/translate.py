@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -14,15 +15,15 @@ from diffv2ir.ui.common import MODEL_QUEUE, by_name, status
 from diffv2ir.ui.controls import Controls
 from diffv2ir.ui.downloads import file_of
 from diffv2ir.ui.examples import example_photos
-from diffv2ir.ui.requests import AT_ONCE, Work, stop, telling, waiting
+from diffv2ir.ui.requests import AT_ONCE, Work, connect_stop, tell_refused, telling, waiting
 from diffv2ir.ui.restore import Restore
-from diffv2ir.ui.session import Result, Session
+from diffv2ir.ui.session import ExampleStyle, Result, Session
 from diffv2ir.ui.stream import Step, stream
 from diffv2ir.ui.training_phases import TrainingPhases
 from diffv2ir.ui.tuning import Tuning
 from diffv2ir.ui.upload import Upload
 from diffv2ir.ui.viewer import Viewer
-from diffv2ir.vlum.prompt import HEAT_PHRASES, with_phrase
+from diffv2ir.vlum.prompt import build_prompt, with_phrase
 
 if TYPE_CHECKING:
     from diffv2ir.pipeline import Conditioning
@@ -61,7 +62,9 @@ class TranslateTab:
             with gr.Column(scale=2, min_width=300):
                 self._build_wording()
         with gr.Row(equal_height=True):
-            self.understood = gr.Textbox(label="Caption used", interactive=False, lines=6, elem_classes="caption-used")
+            self.prompt = gr.Textbox(
+                label="Caption, as the prompt has it", interactive=False, lines=6, elem_classes="prompt"
+            )
             self.map = gr.Image(label="Segmentation map", interactive=False, format="png", buttons=_BUTTONS, height=260)
             self.infrared = gr.Image(label="Infrared", interactive=False, format="png", buttons=_BUTTONS, height=260)
         with gr.Row():
@@ -78,7 +81,10 @@ class TranslateTab:
         self.restore.build()
 
     def _build_request(self) -> None:
-        self.photo = Upload(label="Photo", sources=["upload", "webcam", "clipboard"], height=300, elem_id="photo")
+        self.photo = Upload(
+            label="Photo", sources=["upload", "webcam", "clipboard"], height=300, elem_id="photo",
+            webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": {"facingMode": "environment"}}),
+        )  # fmt: skip
         with gr.Row():
             self.translate_button = gr.Button("Translate", variant="primary", elem_id="translate", min_width=120)
             self.stop_button = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
@@ -92,9 +98,9 @@ class TranslateTab:
             lines=2,
         )
         self._build_examples()
-        gr.HTML("<p class='chips-label'>What would it look like …</p>")
+        gr.HTML("<p class='chips-label'>What would it look like …</p>", visible=bool(self.page.facts.phrases))
         with gr.Row(elem_classes="chips"):
-            self.chips = {phrase: gr.Button(phrase, size="sm", min_width=70) for phrase in HEAT_PHRASES}
+            self.chips = {phrase: gr.Button(phrase, size="sm", min_width=70) for phrase in self.page.facts.phrases}
 
     def _build_examples(self) -> None:
         photos = example_photos(self.page.facts.styles)
@@ -125,9 +131,9 @@ class TranslateTab:
         }
         inputs = list(self.inputs.values())
         self.outputs = [
-            self.status, self.caption, self.understood, self.map, self.infrared, self.viewer.slider, self.deep_file,
+            self.status, self.caption, self.prompt, self.map, self.infrared, self.viewer.slider, self.deep_file,
             *self.settings.values(), self.page.history.gallery, self.tuning.verdict, self.tuning.difference,
-            self.phases.gallery,
+            self.phases.gallery, self.own_map,
         ]  # fmt: skip
         quietly = dict(show_progress="hidden", api_visibility="private")
         self.work = dict(inputs=inputs, outputs=self.outputs, **quietly, **MODEL_QUEUE)
@@ -141,16 +147,20 @@ class TranslateTab:
             list(dict.fromkeys([self.photo, self.request, *self.outputs, *self.restore.outputs])),
             **AT_ONCE,
         )
-        received.success(**understand).success(**translate)
+        asked = {"session": self.page.session, "number": self.examples, **self._style}
         chosen = self.examples.click(
-            self._example, [self.page.session, self.examples], [self.photo, self.request, *self.outputs], **AT_ONCE
+            by_name(self.example, asked), list(asked.values()), [self.photo, self.request, *self.outputs], **AT_ONCE
         )
-        chosen.success(**understand).success(**translate)
+        for begun in (received, chosen):
+            understood = begun.success(**understand)
+            translated = understood.success(**translate)
+            tell_refused(understood, self.status)
+            tell_refused(translated, self.status)
         self.on([self.translate_button.click, self.caption.submit], self.translate)
         for phrase, chip in self.chips.items():
             self.on([chip.click], self._vary(phrase))
         self.photo.clear(self._clear, self.page.session, self.outputs, **AT_ONCE)
-        self.stop_button.click(stop, self.page.session, None, **AT_ONCE)
+        connect_stop(self.stop_button, self.page, self.status)
         asked = {"session": self.page.session}
         self.deep_button.click(
             by_name(self.deep, asked), list(asked.values()), self.deep_file, api_visibility="private"
@@ -162,34 +172,61 @@ class TranslateTab:
         self.restore.connect()
 
     def on(self, triggers: Sequence[Any], work: Work) -> None:
-        """Let the model do `work` when one of the triggers happens; the page says at once that it waits for it."""
+        """Let the model do `work` when one of the triggers happens; the page says at once that it waits for it.
+
+        Asked for again while it is at work, it is done once more after that, with what the page says by then.
+        """
         begun = gr.on(triggers, self._begin, self.page.session, [self.request, self.status], **AT_ONCE)
-        begun.success(by_name(telling(work, self.status), self.inputs), **self.work)
+        worked = begun.success(
+            by_name(telling(work, self.status), self.inputs), trigger_mode="always_last", **self.work
+        )
+        tell_refused(worked, self.status)
+
+    @property
+    def _style(self) -> dict[str, gr.components.Component]:
+        """The field of the style, where the bundle has several."""
+        return {name: field for name, field in self.settings.items() if name == "style"}
 
     def _begin(self, session: Session) -> Changes:
-        return {self.request: session.begin(), self.status: status(waiting(self.page))}
+        return {self.request: session.begin(), self.status: waiting(self.page)}
 
     def take_in(self, session: Session) -> Changes:
         """Updates for another photo: what was made of the one before goes."""
         session.restored = False
-        session.forget()
-        return {**self._blank(), **self._begin(session)}
+        return {**self._blank(session), **self._begin(session)}
+
+    def receive(self, data: dict[str, Any]) -> Changes:
+        """Updates for a photo of the visitor's own: the style that an example brought goes with the example."""
+        session, changes = data["session"], {}
+        if session.example_style and data.get("style") == session.example_style.brought:
+            changes[self.settings["style"]] = session.example_style.before
+        session.example_style = None
+        return {**self.take_in(session), **changes}
 
     def _clear(self, session: Session) -> Changes:
-        session.forget()
         caption = gr.skip() if session.keeps_caption else ""
-        return {**self._blank(), self.status: status(_BEGIN), self.caption: caption}
+        return {**self._blank(session), self.status: status(_BEGIN), self.caption: caption}
 
-    def _blank(self) -> Changes:
-        pictures = (self.map, self.infrared, self.viewer.slider, self.tuning.difference)
-        texts = (self.understood, self.tuning.verdict)
+    def _blank(self, session: Session) -> Changes:
+        """What was made of a photo goes, and with it a map of one's own that it was made with."""
+        session.forget()
+        pictures = [self.map, self.infrared, self.viewer.slider, self.tuning.difference, self.phases.gallery]
+        if session.used_own_map:
+            pictures.append(self.own_map)
+        session.used_own_map = False
+        texts = (self.prompt, self.tuning.verdict)
         return {**dict.fromkeys(pictures), **dict.fromkeys(texts, ""), self.deep_file: _NO_FILE}
 
-    def _example(self, session: Session, number: int) -> Changes:
-        photo, style, _ = self._example_photos[number]
+    def example(self, data: dict[str, Any]) -> Changes:
+        """An example's photo in its style; the other settings stay."""
+        session, (photo, style, _) = data["session"], self._example_photos[data["number"]]
         session.keeps_caption = False
-        settings = self.controls.show(self.page.facts.defaults.replace(style=style))
-        return {**self.take_in(session), self.photo: photo, **settings}
+        changes = self.take_in(session)
+        if self._style:
+            before = session.example_style.before if session.example_style else data["style"]
+            session.example_style = ExampleStyle(before, style)
+            changes[self.settings["style"]] = style
+        return {**changes, self.photo: photo}
 
     def read_settings(self, data: dict[str, Any]) -> GenerationSettings:
         """The settings among a handler's values."""
@@ -201,18 +238,17 @@ class TranslateTab:
         if not data["photo"] or session.is_over(request):  # a result, whose settings were restored, or stopped
             yield {self.infrared: gr.skip()}
             return
-        yield {self.status: status(waiting(self.page, "Reading the photo …"))}
-        started = time.monotonic()
-        preparation = self.read_settings(data).preparation
-        conditioning = session.understand(self.page.pipe, data["photo"], **preparation)
+        yield {self.status: waiting(self.page, "Reading the photo …")}
+        started, settings = time.monotonic(), self.read_settings(data)
+        conditioning = session.understand(self.page.pipe, data["photo"], **settings.preparation)
         if session.is_forgotten(request):
             return
         caption = gr.skip() if session.keeps_caption else conditioning.caption
         session.keeps_caption = False
         yield {
-            self.status: status(f"Understood in {time.monotonic() - started:.1f} s."),
+            self.status: status(f"Understood in {time.monotonic() - started:.1f} s.", working=True),
             self.caption: caption,
-            self.understood: conditioning.caption,
+            self.prompt: self._prompt(conditioning.caption, settings),
             self.map: conditioning.segmentation,
             self.viewer.slider: self.viewer.preview(conditioning.image, conditioning.image),
         }
@@ -233,7 +269,7 @@ class TranslateTab:
             if isinstance(event, Step):
                 yield self._progress(event, conditioning)
             else:
-                result = session.add(conditioning.image, event)
+                result = session.add(conditioning.image, event, Path(data["photo"]).stem)
                 yield self.shown(result, data, summary(result, time.monotonic() - started))
 
     def condition(self, data: dict[str, Any], caption: str | None = None) -> Conditioning:
@@ -245,6 +281,7 @@ class TranslateTab:
         if not data["photo"]:
             raise ImageError("choose a photo first")
         caption = data["caption"] if caption is None else caption
+        data["session"].used_own_map |= bool(data["use_map"] and data["own_map"])
         return data["session"].condition(
             self.page.pipe,
             data["photo"],
@@ -272,7 +309,7 @@ class TranslateTab:
         output = result.output
         return {
             self.status: line,
-            self.understood: output.caption or "(no caption)",
+            self.prompt: self._prompt(output.caption, output.settings),
             self.map: output.segmentation,
             self.infrared: file_of(result),
             self.deep_file: _NO_FILE,
@@ -282,6 +319,9 @@ class TranslateTab:
             self.tuning.verdict: "",
             self.tuning.difference: None,
         }
+
+    def _prompt(self, caption: str, settings: GenerationSettings) -> str:
+        return build_prompt(caption, self.page.pipe.band(settings)) or "(no caption)"
 
     def deep(self, data: dict[str, Any]) -> dict[str, Any]:
         """The shown picture with 16 bits: the decoder's levels before they are rounded to 256."""
@@ -295,7 +335,8 @@ class TranslateTab:
             """The picture with the caption as it is, and with the phrase, from the same noise, side by side."""
             session, settings = data["session"], self.read_settings(data)
             request, pictures, started = data["request"], [], time.monotonic()
-            for caption in (data["caption"] or "", with_phrase(data["caption"] or "", phrase)):
+            unchanged = data["caption"] or ""
+            for caption in (unchanged, with_phrase(unchanged, phrase, self.page.facts.phrases)):
                 if session.is_over(request):
                     break
                 conditioning = self.condition({**data, "use_caption": True}, caption)
@@ -304,7 +345,7 @@ class TranslateTab:
                         yield self._progress(event, conditioning)
                     else:
                         settings = settings.replace(seed=event.seed)
-                        pictures.append(session.add(conditioning.image, event))
+                        pictures.append(session.add(conditioning.image, event, Path(data["photo"]).stem))
             if session.is_forgotten(request) or not pictures:
                 yield self.stopped(session, request)
                 return
@@ -335,5 +376,5 @@ def summary(result: Result, seconds: float) -> str:
     timings = [f"{name} {seconds:.1f} s" for name, seconds in output.timings.items() if seconds >= 0.05]
     ended = f"Stopped after step {output.steps_done} of {output.settings.steps}" if output.cancelled else "Done"
     work = f"{output.evaluations} evaluation{'s' * (output.evaluations != 1)} of the UNet"
-    details = ", ".join([f"Caption: {output.caption or 'none'}. {work}", *timings])
+    details = ", ".join([work, *timings])
     return status(f"{ended} in {seconds:.1f} s · seed {output.seed} · style {output.settings.style}", details=details)

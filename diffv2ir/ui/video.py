@@ -15,12 +15,10 @@ from diffv2ir.ui.background import Progress, follow
 from diffv2ir.ui.batch import shared_inputs
 from diffv2ir.ui.common import duration, status
 from diffv2ir.ui.requests import connect_start_and_stop
-from diffv2ir.video import ClipLimits, FrameResult, VideoError, open_clip, translate_clip
+from diffv2ir.video import FrameResult, VideoError, open_clip, translate_clip
 
 if TYPE_CHECKING:
     from diffv2ir.ui.page import Page
-
-LIMITS = ClipLimits()
 
 _HINT = "Choose a clip to begin."
 _CAPTION_INFO = "Empty: the model describes the first frame. Unused while the Translate tab does not use the caption."
@@ -39,8 +37,9 @@ class VideoTab:
         self.inputs: dict[str, gr.components.Component] = {}
 
     def build(self) -> None:
+        limits = self.page.limits.clip
         gr.Markdown(
-            f"A clip of up to {LIMITS.seconds:g} s, of which up to {LIMITS.frames} frames are translated with the "
+            f"A clip of up to {limits.seconds:g} s, of which up to {limits.frames} frames are translated with the "
             "settings of the Translate tab: all from the same noise, so that what stands still stays still."
         )
         with gr.Row(equal_height=True):
@@ -79,7 +78,7 @@ class VideoTab:
             raise VideoError("choose a clip first")
         settings, every = self.page.translate.read_settings(data), int(data["every"])
         session, request = data["session"], data["request"]
-        clip = open_clip(data["clip"], every, LIMITS)
+        clip = open_clip(data["clip"], every, self.page.limits.clip)
         total = -(-clip.frames // every)
         caption = (data["clip_caption"] or None) if data["use_caption"] else ""
         pipe, started = self.page.pipe, time.monotonic()

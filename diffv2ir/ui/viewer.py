@@ -25,7 +25,7 @@ class Viewer:
     def build(self) -> None:
         # No download: what it shows is small and without the settings, unlike the picture in the field "Infrared".
         self.slider = gr.ImageSlider(
-            label=_label(INFRARED), interactive=False, format="png", height=460, max_height=460, elem_id="viewer",
+            label=_label(INFRARED), interactive=False, format="webp", height=460, max_height=460, elem_id="viewer",
             buttons=["fullscreen"],
         )  # fmt: skip
         with gr.Row():
@@ -39,7 +39,7 @@ class Viewer:
         self.used_palette = gr.State(_PALETTE)
 
     def connect(self, session: gr.State) -> None:
-        quietly = dict(show_progress="hidden", api_visibility="private")
+        quietly = dict(show_progress="hidden", api_visibility="private", queue=False)
         self.view.input(self._switch, [session, self.view, self.palette], [self.slider, self.bar], **quietly)
         self.palette.input(
             self._choose_palette,
