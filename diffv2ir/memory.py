@@ -31,10 +31,16 @@ UNDERSTANDING = ("captioner", "segmenter")
 GENERATING = ("text_encoder", "unet", "vae")
 
 # What the models need besides their weights, at Stable Diffusion's and SAM ViT-B's widths. Estimates, on the safe side:
-# four branches of 512 x 512 and decoding them per byte of a number; SAM's masks of 64 points at 1024 x 1024.
+# four branches of 512 x 512 and decoding them per byte of a number; SAM at 1024 x 1024: its encoder, and the masks of a
+# point (measured: 2.6 GB, and 3.3 GB for 64 points).
 _GENERATING_BYTES = 768 * 2**20
-_SEGMENTING_BYTES = 3 * 2**30
+_ENCODING_BYTES = 2700 * 10**6
+_POINT_BYTES = 52 * 10**6
 _WIDTH, _RESOLUTION, _SAM_SIZE = 320, 512, 1024
+# Points that SAM is asked for at a time where memory is short: their masks then need less than its encoder does.
+_FEW_POINTS = 16
+# Another mode is worth a second attempt if it needs at most this share of what did not suffice.
+_SMALLER = 0.9
 
 # Errors that are no torch.OutOfMemoryError: of libraries that allocate by themselves, and of other devices.
 _OUT_OF_MEMORY = (
@@ -57,24 +63,34 @@ def choose_mode(free: int, sizes: Mapping[str, int], working: int) -> tuple[str,
         sizes: bytes of the weights by component, those of `UNDERSTANDING` and of `GENERATING`.
         working: bytes needed besides the weights.
     """
+    for mode, weights in _weights_on_device(sizes).items():
+        if weights + working <= free:
+            return mode, f"about {_gigabytes(weights + working)} needed, {_gigabytes(free)} free"
+    least = _weights_on_device(sizes)["model"] + working
+    return "sequential", f"a model at a time would need about {_gigabytes(least)}, {_gigabytes(free)} are free"
+
+
+def _weights_on_device(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of weights on the device at a time, at most, by mode; without "sequential", which has few there."""
     generating = sum(sizes[name] for name in GENERATING)
-    needs = {
+    return {
         "full": sum(sizes.values()),
         "park": generating + max(sizes[name] for name in UNDERSTANDING),
         "model": max(sizes.values()),
     }
-    for mode, weights in needs.items():
-        if weights + working <= free:
-            return mode, f"about {_gigabytes(weights + working)} needed, {_gigabytes(free)} free"
-    least = needs["model"] + working
-    return "sequential", f"a model at a time would need about {_gigabytes(least)}, {_gigabytes(free)} are free"
 
 
-def next_mode(mode: str) -> str | None:
-    """The mode that needs less memory; None after the last."""
-    modes = list(MODES)
-    following = modes.index(mode) + 1
-    return modes[following] if following < len(modes) else None
+def next_mode(mode: str, sizes: Mapping[str, int], working: int) -> str | None:
+    """The next mode that needs clearly less memory; None where there is none.
+
+    Args:
+        sizes, working: as for `choose_mode`.
+    """
+    modes, weights = list(MODES), _weights_on_device(sizes)
+    for following in modes[modes.index(mode) + 1 :]:
+        if following not in weights or weights[following] + working <= _SMALLER * (weights[mode] + working):
+            return following
+    return None
 
 
 def weight_sizes(pipe: DiffV2IRPipeline) -> dict[str, int]:
@@ -90,7 +106,8 @@ def working_memory(pipe: DiffV2IRPipeline) -> int:
     pixels = (pipe.default_settings.resolution / _RESOLUTION) ** 2
     width = pipe.unet.config.block_out_channels[0] / _WIDTH
     generating = _GENERATING_BYTES * pipe.unet.dtype.itemsize * pixels * width
-    segmenting = _SEGMENTING_BYTES * (pipe.segmenter.config.image_size / _SAM_SIZE) ** 2
+    points = _POINT_BYTES * pipe.segmenter.config.points_per_batch
+    segmenting = max(_ENCODING_BYTES, points) * (pipe.segmenter.config.image_size / _SAM_SIZE) ** 2
     return round(max(generating, segmenting))
 
 
@@ -110,7 +127,7 @@ def is_zerogpu() -> bool:
 def place(pipe: DiffV2IRPipeline, device: str | torch.device | None = None, mode: str | None = None) -> None:
     """Put a pipeline on a device in a memory mode, which may be changed later in the same way.
 
-    Where memory does not suffice, the next mode is tried once.
+    Where memory does not suffice, the next mode that needs clearly less is tried once.
 
     Args:
         device: None = a CUDA GPU if there is one, else the CPU.
@@ -162,15 +179,16 @@ def falling_back(method: Callable) -> Callable:
         except RuntimeError as error:  # see `place`
             if not is_out_of_memory(error):
                 raise
+            part = _part(error)
         finally:
             _rest(pipe)
-        _fall_back(pipe, pipe.compute_device, pipe.memory_mode)
+        _fall_back(pipe, pipe.compute_device, pipe.memory_mode, part)
         try:
             return method(pipe, *arguments, **options)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise _refusal(pipe, pipe.compute_device, pipe.memory_mode) from error
+            raise _refusal(pipe, pipe.compute_device, pipe.memory_mode, _part(error)) from error
         finally:
             _rest(pipe)
 
@@ -182,16 +200,30 @@ def at_work(pipe: DiffV2IRPipeline, name: str) -> Iterator[Any]:
     """The captioner or the segmenter, on the device while it works.
 
     Moved as a whole in all modes but "full": what they do is not in their `forward`, where accelerate's hooks would be.
+    In "model" and "sequential" the segmenter looks at few points at a time; its masks are the same.
     """
-    model = getattr(pipe, name)
-    if pipe.memory_mode == "full":
-        yield model
-        return
-    model.to(pipe.compute_device)
+    model, stays = getattr(pipe, name), pipe.memory_mode == "full"
+    few = name == "segmenter" and pipe.memory_mode in ("model", "sequential")
+    points = model.config.points_per_batch if few else 0
+    if not stays:
+        model.to(pipe.compute_device)
     try:
+        if few:
+            model.register_to_config(points_per_batch=min(points, _FEW_POINTS))
         yield model
+    except RuntimeError as error:
+        error.at_work = name  # for `_part`
+        raise
     finally:
-        model.to("cpu")
+        if few:
+            model.register_to_config(points_per_batch=points)
+        if not stays:
+            model.to("cpu")
+
+
+def _part(error: RuntimeError) -> str | None:
+    """Which of the models of `UNDERSTANDING` was at work when memory ran out."""
+    return getattr(error, "at_work", None)
 
 
 @contextmanager
@@ -260,12 +292,12 @@ def _offload_layers(pipe: DiffV2IRPipeline, device: torch.device) -> None:
         pipe.vae.enable_tiling()
 
 
-def _fall_back(pipe: DiffV2IRPipeline, device: torch.device, mode: str) -> None:
+def _fall_back(pipe: DiffV2IRPipeline, device: torch.device, mode: str, part: str | None = None) -> None:
     from diffusers.utils.torch_utils import empty_device_cache
 
-    following = next_mode(mode)
+    following = next_mode(mode, weight_sizes(pipe), working_memory(pipe))
     if following is None:
-        raise _refusal(pipe, device, mode)
+        raise _refusal(pipe, device, mode, part)
     logger.warning("out of memory in mode %s; now %s: %s", mode, following, MODES[following])
     _gather(pipe)
     empty_device_cache(device.type)
@@ -274,7 +306,7 @@ def _fall_back(pipe: DiffV2IRPipeline, device: torch.device, mode: str) -> None:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise _refusal(pipe, device, following) from error
+        raise _refusal(pipe, device, following, part) from error
 
 
 def _rest(pipe: DiffV2IRPipeline) -> None:
@@ -283,9 +315,12 @@ def _rest(pipe: DiffV2IRPipeline) -> None:
         pipe.maybe_free_model_hooks()
 
 
-def _refusal(pipe: DiffV2IRPipeline, device: torch.device, mode: str) -> OutOfDeviceMemory:
-    remedies = ["a smaller resolution"]
-    if pipe.unet.dtype.itemsize > 2:
+def _refusal(pipe: DiffV2IRPipeline, device: torch.device, mode: str, part: str | None) -> OutOfDeviceMemory:
+    """The error, with what helps; `part`: see `_part`."""
+    remedies = {"segmenter": ["--segmentation none", "--segmentation FILE"], "captioner": ["--caption TEXT"]}.get(
+        part, ["a smaller resolution"]
+    )
+    if pipe.unet.dtype.itemsize > 2 and part != "segmenter":  # which stays in float32
         remedies.append("--dtype fp16")
     if mode != "sequential":
         remedies.append("--memory sequential")

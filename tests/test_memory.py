@@ -51,8 +51,41 @@ def test_the_fastest_mode_that_fits_is_chosen(free, mode):
     assert f"{free}.0 GB" in reason
 
 
-def test_modes_follow_each_other():
-    assert [next_mode(mode) for mode in MODES] == ["park", "model", "sequential", None]
+def test_the_next_mode_needs_clearly_less():
+    """65 of weights, 60 and 40: park is no help, unless what understands is larger."""
+    assert [next_mode(mode, SIZES, 10) for mode in MODES] == ["model", "model", "sequential", None]
+    assert next_mode("full", SIZES | {"captioner": 20, "segmenter": 20}, 10) == "park"
+    assert next_mode("full", SIZES, 1000) == "sequential"
+
+
+def test_few_points_make_the_same_masks(placed, photo):
+    sam = placed.segmenter
+    own = {name: sam.config[name] for name in ("points_per_side", "points_per_batch")}
+    sam.register_to_config(points_per_side=6, points_per_batch=36)
+    place(placed, "cpu", "full")
+    with memory.at_work(placed, "segmenter") as segmenter:
+        assert segmenter.config.points_per_batch == 36
+        expected = segmenter.masks(photo)
+    for mode, points in (("park", 36), ("model", 16), ("sequential", 16)):
+        place(placed, "cpu", mode)
+        with memory.at_work(placed, "segmenter") as segmenter:
+            assert segmenter.config.points_per_batch == points
+            masks = segmenter.masks(photo)
+        assert len(masks) == len(expected) > 0
+        assert all(np.array_equal(one, other) for one, other in zip(masks, expected, strict=True))
+        assert sam.config.points_per_batch == 36
+    sam.register_to_config(**own)
+
+
+@pytest.mark.parametrize(("part", "method"), [("segmenter", "masks"), ("captioner", "generate")])
+def test_what_understands_has_remedies_of_its_own(placed, photo, short, part, method):
+    short(getattr(placed, part), method, 2)
+    with pytest.raises(OutOfDeviceMemory) as refused:
+        placed.prepare(photo)
+    message = str(refused.value)
+    assert ("--segmentation none, --segmentation FILE" in message) == (part == "segmenter")
+    assert ("--caption TEXT" in message) == ("--dtype fp16" in message) == (part == "captioner")
+    assert "a smaller resolution" not in message
 
 
 def test_sizes_are_those_of_the_weights(own_pipe):
@@ -168,7 +201,11 @@ def test_unknown_modes_are_refused(placed):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Makes the next calls of a method run out of memory, as many as asked for."""
+    """Makes the next calls of a method run out of memory, as many as asked for.
+
+    Every mode is tried, though the weights are small here beside what the models need to work.
+    """
+    monkeypatch.setattr(memory, "_SMALLER", 1.0)
 
     def shorten(thing, method, times, error=None):
         left, own = [times], getattr(thing, method)
