@@ -31,7 +31,7 @@ def main() -> None:
     print(to_markdown({method: own["images"] for method, own in record["methods"].items()}, scene_of))
 
 
-def to_markdown(methods: Mapping[str, Mapping[str, Mapping[str, float]]], scene_of: Mapping[str, tuple]) -> str:
+def to_markdown(methods: Mapping[str, Mapping[str, Mapping[str, float]]], scene_of: Mapping[str, str]) -> str:
     """Methods -> example ids -> measures, and the scene of each example, as a table."""
     lines = [
         "| method | pairs: PSNR, dB | SSIM | scenes: PSNR, dB (95 %) | SSIM (95 %) |",
@@ -48,9 +48,9 @@ def to_markdown(methods: Mapping[str, Mapping[str, Mapping[str, float]]], scene_
     return "\n".join(lines)
 
 
-def scene_means(values: Mapping[str, float], scene_of: Mapping[str, tuple]) -> list[float]:
+def scene_means(values: Mapping[str, float], scene_of: Mapping[str, str]) -> list[float]:
     """The mean of each scene's values, in the order of the scenes' first examples."""
-    scenes: dict[tuple, list[float]] = defaultdict(list)
+    scenes: dict[str, list[float]] = defaultdict(list)
     for key, value in values.items():
         scenes[scene_of[key]].append(value)
     return [statistics.fmean(own) for own in scenes.values()]

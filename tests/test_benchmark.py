@@ -10,7 +10,7 @@ import torch
 from conftest import EPSILON, SCHEDULE
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from benchmarks import by_scene, flops, inference, literal, optimisations, training
+from benchmarks import by_scene, flops, inference, level_error, literal, optimisations, training
 from benchmarks.held_out import few_of_each_scene
 from diffv2ir import compilation, imaging
 from diffv2ir.data import Example
@@ -127,10 +127,23 @@ def test_no_video_outweighs_a_camera():
 
 def test_means_over_scenes_count_a_video_once():
     rows = {f"v{n}": {"psnr": 10.0, "ssim": 0.1} for n in range(9)} | {"a": {"psnr": 20.0, "ssim": 0.5}}
-    scene_of = {key: ("camera", key[0]) for key in rows}
+    scene_of = {key: f"camera/{key[0]}" for key in rows}
     assert by_scene.scene_means({key: row["psnr"] for key, row in rows.items()}, scene_of) == [10.0, 20.0]
     line = by_scene.to_markdown({"ours": rows}, scene_of).splitlines()[-1]
     assert line == "| ours | 11.00 | 0.140 | 15.00 (10.00 to 20.00) | 0.300 (0.100 to 0.500) |"
+
+
+def test_level_error_tells_gain_and_offset_from_what_a_picture_shows():
+    real = np.random.default_rng(0).integers(40, 160, (32, 32)).astype(np.uint8)
+    as_it_is, moved, fitted, *_, correlation = level_error.level_error(real // 2 + 60, real)
+    assert as_it_is < moved < 30 and fitted > 45 and correlation > 0.999
+    noise = np.random.default_rng(1).integers(40, 160, (32, 32)).astype(np.uint8)
+    _, _, fitted, level, real_level, spread, _, correlation = level_error.level_error(noise, real)
+    assert (
+        abs(correlation) < 0.1 and fitted < 18.5 and level == noise.mean() and real_level == real.mean() and spread > 30
+    )
+    constant = level_error.level_error(np.full((32, 32), 9, np.uint8), real)
+    assert constant[1] == pytest.approx(constant[2]) and constant[-1] == 0.0
 
 
 def test_every_optimisation_draws_the_same_picture(monkeypatch, photo_file, tmp_path, capsys):

@@ -102,6 +102,8 @@ def check_training(
     for folder, theirs in stages:
         if (output / "result").is_dir() and not folder.is_dir():
             raise TrainingError(f"{output} was trained without the stage {folder.name} of ours: choose another folder")
+        if (output / "result").is_dir() and not (folder / "result").is_dir():
+            logger.warning("%s has no training of its own: what it started from is not known", folder)
         recorded = recorded_examples(folder)
         if recorded not in (None, examples_hash([example for example in examples if theirs.fits(example)])):
             raise TrainingError(
