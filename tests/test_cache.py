@@ -26,6 +26,7 @@ from diffv2ir.training.cache import (
     MapCache,
     Share,
     ViewConfig,
+    Views,
     encode_mode,
     file_hash,
 )
@@ -302,6 +303,16 @@ def test_tiny_autoencoders_have_a_mode_too():
 def test_a_crop_is_a_whole_number_of_latents(vae, tmp_path):
     with pytest.raises(ValueError, match=r"multiple of the autoencoder's \d+ pixels, got 13"):
         LatentCache(tmp_path, vae, dataclasses.replace(VIEW, crop=13), None)
+
+
+def test_every_second_view_is_a_mirror_image_in_turn(examples):
+    views = Views(dataclasses.replace(VIEW, resize=72, crop=72, flip="in_turn", variants=4), seed=0)
+    for example in (example for example in examples if example.visible):
+        whole = {"visible": example.visible}
+        cuts = [np.asarray(views.cut(whole, example, number)["visible"]) for number in range(4)]
+        assert all(np.array_equal(cut, cuts[0][:, :: -1 if number % 2 else 1]) for number, cut in enumerate(cuts))
+    with pytest.raises(ValueError, match="flip must be true, false or 'in_turn', got 'maybe'"):
+        dataclasses.replace(VIEW, flip="maybe")
 
 
 @pytest.mark.parametrize("change", [{"crop": 21}, {"crop": 0}, {"variants": 0}, {"zoom": 0.9}, {"jitter": -0.1}])

@@ -8,6 +8,7 @@ import pytest
 from diffv2ir.training.autoencoder import AutoencoderConfig
 from diffv2ir.training.captioner import CaptionerConfig
 from diffv2ir.training.config import load_config
+from diffv2ir.training.dry_run import latent_size
 from diffv2ir.training.loop import LoopConfig
 from diffv2ir.training.phases import LoraSettings, PhaseConfig
 from diffv2ir.training.segmenter import SegmenterConfig
@@ -61,6 +62,11 @@ def test_full_size_is_the_papers_batch_on_every_card(phase):
     paper, *cards = (
         load_config(CONFIGS / "sd15" / card / f"phase{phase}.yaml", PhaseConfig) for card in ("", "24gb", "12gb")
     )
+    assert paper.view.variants == 2 and paper.view.flip == "in_turn"  # each example is seen both ways
+    latents = 500_000 * 2 * (1 if phase == "1" else 3) * latent_size(paper.view, 4, 8)
+    for card in ("", "24gb", "12gb"):
+        text = (CONFIGS / "sd15" / card / f"phase{phase}.yaml").read_text()
+        assert f"take at most {latents / 1e9:.0f} GB of disk" in text
     assert (paper.loop.learning_rate, paper.view.crop, paper.loop.share(1)) == (1e-4, 256, (256, 32))
     saving = ("micro_batch_size", "optimizer", "ema_device", "validate_every")
     for config in cards:

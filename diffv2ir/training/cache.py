@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 # Real infrared pictures are sharp: a photo counts as flat below this variance (`follow_edges`).
 FLAT_INFRARED = 2.5e-4
 
+IN_TURN = "in_turn"
+
 # What random numbers are drawn for.
 _VIEW, _CROP = range(2)
 
@@ -48,6 +50,8 @@ class ViewConfig:
     """Training views (paper Sec. 5.1): shorter side to `resize`, random `crop`, horizontal flip.
 
     Attributes:
+        flip: whether half of the views are mirror images: True = by chance; "in_turn" = every second one of an example,
+            so that with two variants each example is seen both ways.
         variants: views that are encoded; the place of the crop is drawn anew every epoch.
         zoom: a view is enlarged by up to this factor, so that a crop shows less of the scene; 1 = as in the paper.
         jitter: how far gamma, contrast and colour of the visible photo vary, as the logarithm of the largest factor.
@@ -58,13 +62,15 @@ class ViewConfig:
 
     resize: int = 286
     crop: int = 256
-    flip: bool = True
+    flip: bool | str = True
     variants: int = 4
     zoom: float = 1.0
     jitter: float = 0.0
     edge_radius: int = 0
 
     def __post_init__(self) -> None:
+        if self.flip not in (True, False, IN_TURN):
+            raise ValueError(f"flip must be true, false or {IN_TURN!r}, got {self.flip!r}")
         if self.zoom < 1:
             raise ValueError(f"zoom must be at least 1, got {self.zoom}")
         if not 0 <= self.jitter <= 1:
@@ -191,7 +197,10 @@ class Views:
 
     def _cut(self, image: Image.Image, example: Example, variant: int, role: str) -> Image.Image:
         generator, view = self.generator(example, variant, _VIEW), self.config
-        flip = view.flip and bool(torch.rand((), generator=generator) < 0.5)
+        if view.flip == IN_TURN:
+            flip = variant % 2 == 1
+        else:
+            flip = view.flip and bool(torch.rand((), generator=generator) < 0.5)
         zoom = 1 + (view.zoom - 1) * float(torch.rand((), generator=generator))
         image = resize_shorter(image, round(view.resize * zoom), _resampling(role))
         # Whole latents, and of a panorama a part: the crop is cut from the latents.

@@ -222,7 +222,7 @@ class FreshViews:
 
         def sample(canvases: _Canvases, size: int, mode: str) -> Tensor:
             steps = (torch.arange(size) + 0.5) / size  # [size]
-            mirrored = torch.where((view.flip & (flip < 0.5))[:, None], 1 - steps, steps)  # [N, size]
+            mirrored = torch.where((bool(view.flip) & (flip < 0.5))[:, None], 1 - steps, steps)  # [N, size]
             side = canvases.pictures.shape[-1]
             y = (start[:, :1] + window[:, None] * steps) / side * 2 - 1
             x = (start[:, 1:] + window[:, None] * mirrored) / side * 2 - 1
