@@ -282,11 +282,11 @@ def train_phase(
     check_start(config, start)
     unet = _initial_unet(config, parts)
     before = _weights_before(unet) if config.start_share else {}
+    pictures = _picture_loss(config, parts) if config.picture else None  # raises now, not after the caches are filled
     processes = process_state()
     _hash_files(chosen, cache)
     if processes.is_main_process:
         record_examples(output, chosen)
-    pictures = _picture_loss(config, parts) if config.picture else None  # raises now, not after the caches are filled
     latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
     seeing = config.fresh.seeing if config.fresh else 0.0
     trained = _with_head(unet, latents, chosen, config.loop.seed) if seeing else unet
