@@ -54,6 +54,7 @@ from diffv2ir.evaluate import PROTOCOL, picture_hashes
 from diffv2ir.loading import CommandError, add_model_arguments, load_pipeline
 from diffv2ir.metrics import FRECHET_NAME
 from diffv2ir.pipeline import DiffV2IRPipeline
+from diffv2ir.scores import distance_views
 from diffv2ir.training.loop import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -134,12 +135,12 @@ class Comparison:
 
 def run(options: argparse.Namespace) -> None:
     """Make, score and write everything that `options` ask for."""
-    comparison = Comparison(options)
+    comparison, views = Comparison(options), distance_views(options.fid, options.device)
     made = {}
     for method in options.methods:
         logger.info("pictures of %s", method)
         made[method] = pictures.save_pictures(comparison.scenes, comparison.pictures_of(method), options.run / method)
-    scores, real = report.score_pictures(comparison.scenes, made)
+    scores, real = report.score_pictures(comparison.scenes, made, views)
     table = report.to_markdown(scores, real) + f"\nFréchet: {FRECHET_NAME}, not comparable with FID.\n"
     (options.run / "table.md").write_text(table, encoding="utf-8")
     (options.run / "table.csv").write_text(report.to_csv(scores), encoding="utf-8")
@@ -177,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--sheet-scenes", type=int, default=14, metavar="N", help="rows of the sheet (default: 14)")
     result.add_argument("--sheet-seed", type=int, default=0, metavar="N", help="draws the scenes of the sheet")
+    result.add_argument("--fid", action="store_true", help="also FID, KID and LPIPS, see python -m diffv2ir evaluate")
     result.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     add_model_arguments(result)
     result.set_defaults(dtype="fp32")  # the same figures on every device

@@ -128,16 +128,12 @@ def _check_options(options: argparse.Namespace) -> None:
 
 def _views(options: argparse.Namespace) -> list[View]:
     """The networks of the distances; those of the literature are got before the pictures are made, not after."""
-    from diffv2ir.efficientnet import EfficientNetView, has_frechet_weights
-    from diffv2ir.inception import InceptionView, WeightsMissing
+    from diffv2ir.scores import distance_views
 
-    views: list[View] = [EfficientNetView()] if has_frechet_weights() else []
-    if options.fid:
-        try:
-            views.append(InceptionView(options.device))
-        except (ModuleNotFoundError, WeightsMissing) as error:
-            raise CommandError(error) from error
-    return views
+    try:
+        return distance_views(options.fid, options.device)
+    except ValueError as error:
+        raise CommandError(error) from error
 
 
 def _read(options: argparse.Namespace, examples: list[Example]) -> tuple[list[Translation], None, None]:

@@ -50,6 +50,23 @@ class View(Protocol):
     def distances(self, one: Any, other: Any) -> Tensor: ...
 
 
+def distance_views(fid: bool = False, device: str | None = None) -> list[View]:
+    """The networks of the distances: EfficientNet-Lite0, where its weights are installed, and with `fid` those of FID.
+
+    Raises:
+        ValueError: those of FID cannot be had; says where they are looked for and where they are published.
+    """
+    from diffv2ir.inception import InceptionView, WeightsMissing
+
+    views: list[View] = [EfficientNetView()] if has_frechet_weights() else []
+    if fid:
+        try:
+            views.append(InceptionView(device))
+        except (ModuleNotFoundError, WeightsMissing) as error:
+            raise ValueError(str(error)) from error
+    return views
+
+
 @dataclass(frozen=True)
 class Score:
     """Means over `count` images, distances between sets of them, and the 95 % bootstrap interval of each.
@@ -187,7 +204,7 @@ def score_methods(
         Method -> camera -> score, and the values of every image: those of the methods and of "real".
     """
     if views is None:
-        views = [EfficientNetView()] if has_frechet_weights() else []
+        views = distance_views()
     rows = _rows(methods, translations)
     features = _look(views, methods, [translation.real for translation in translations], rows, without_distances)
     cameras = [translation.example.source for translation in translations]

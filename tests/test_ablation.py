@@ -142,6 +142,34 @@ def test_table_4_has_every_value_and_a_restart_computes_only_what_is_new(command
     assert [row for row in more if row["value"] != "3"] == rows
 
 
+class Levels:
+    """A network of the literature that can be had: it sees the mean and the spread of an image."""
+
+    frechet, kernel, perceptual = "fid", "kid", "lpips"
+
+    def see(self, images):
+        levels = torch.stack([torch.from_numpy(np.array(image.convert("L"), dtype=np.float32)) for image in images])
+        return torch.stack([levels.mean(dim=(1, 2)), levels.std(dim=(1, 2))], dim=1), levels
+
+    def distances(self, one, other):
+        return (one - other).abs().mean(dim=(1, 2))
+
+
+def test_fid_is_a_column_of_its_own_and_other_cells(command, work, bundle_folder, data, tmp_path, monkeypatch):
+    few = ("--steps", "1", "--visible-scale", "1.5", "--segmentation-scale", "1.5", "--text-scale", "3")
+    arguments = ("--bundle", bundle_folder, "--data", data, "--split", "train", "--limit", 2, *few)
+    without = command("table4", *arguments, plots=False)
+    assert not any(row.get("fid") for row in without) and work["cells"] == 2
+    asked = []
+    monkeypatch.setattr("train.ablate.distance_views", lambda fid: asked.append(fid) or [Levels()])
+    rows = command("table4", *arguments, "--fid")
+    assert asked == [True] and work["cells"] == 4
+    assert all(float(row[name]) >= 0 for row in rows for name in ("fid", "kid", "lpips"))
+    assert [row["psnr"] for row in rows] == [row["psnr"] for row in without]
+    header = next(line for line in (tmp_path / "table4" / "table4.md").read_text().splitlines() if "PSNR" in line)
+    assert "| FID | KID | LPIPS |" in header
+
+
 def test_a_table_shows_its_plots_and_keeps_what_a_person_wrote(tmp_path):
     rows = [{"psnr": 1.0, "psnr_low": 0.5, "psnr_high": 2.0, "psnr_difference": None}]
     rows += [{"psnr": 0.25, **report.difference_fields(*({k: {"psnr": v} for k, v in own.items()} for own in PSNR))}]

@@ -198,6 +198,18 @@ def test_the_best_is_bold_and_ours_is_compared_image_by_image():
     assert [rows[-1][end] for end in ends] == ["95.50", "90.50", "100.50"] and not any(rows[0][end] for end in ends)
 
 
+def test_fid_has_a_column_of_its_own():
+    methods = {"other": scores(12.0, 90.0, {"a": 10.0}), "ours": scores(13.0, 95.5, {"a": 13.0})}
+    for value, own in zip((70.0, 60.0), methods.values(), strict=True):
+        own.cameras[OVERALL].values["fid"], own.cameras[OVERALL].intervals["fid"] = value, (value - 5, value + 5)
+    table = report.to_markdown(methods, REAL).splitlines()
+    assert table[0].endswith("| Fréchet (95 %) | FID (95 %) |") and table[1].count("---") == 6
+    assert table[4].endswith("| **90.0** (85.0 to 95.0) | 70.0 (65.0 to 75.0) |")
+    assert table[5].endswith("| 95.5 (90.5 to 100.5) | **60.0** (55.0 to 65.0) |")
+    rows = list(csv.DictReader(report.to_csv(methods).splitlines()))
+    assert rows[-1]["fid"] == "60.00" and rows[-1]["fid_high"] == "65.00"
+
+
 @pytest.mark.skipif(not has_frechet_weights(), reason="the feature network is not installed")
 def test_equal_pictures_have_no_distance_between_sets(data):
     scenes = [scene for split in ("train", "test") for scene in read_scenes(data, split)][:2]

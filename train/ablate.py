@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from diffv2ir.data import Example, check_examples, read_examples, split_validation
+from diffv2ir.scores import distance_views
 from diffv2ir.training.ablation import sweep
 from diffv2ir.training.ablation.cells import model_hash
 from diffv2ir.training.ablation.leakage import compare_splits
@@ -51,6 +52,9 @@ def _add(commands, name: str, command, help: str) -> argparse.ArgumentParser:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="dataset folder: manifest.jsonl, or rgb/ ir/ [seg/]")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, and of whatever is drawn by lot")
+    parser.add_argument(
+        "--fid", action="store_true", help="also FID, KID and LPIPS, whose networks must be here or are downloaded"
+    )
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +93,7 @@ def _table1(arguments: argparse.Namespace) -> Path:
         fraction=arguments.test_fraction,
         seed=arguments.seed,
         changes=read_changes(arguments.set),
+        views=distance_views(arguments.fid),
     )
 
 
@@ -126,7 +131,8 @@ def _table3(arguments: argparse.Namespace) -> Path:
     settings = recipe.settings.replace(**{"seed": arguments.seed, **read_changes(arguments.set)})
     trainings = _trainings(arguments, arguments.vlum or arguments.run / "vlum", arguments.run)
     title = _table3_title(recipe, pairs, arguments.split)
-    return PhaseTable(recipe, trainings, train, pairs, settings, arguments.output, title, arguments.trained).make()
+    views, output = distance_views(arguments.fid), arguments.output
+    return PhaseTable(recipe, trainings, train, pairs, settings, output, title, arguments.trained, views).make()
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
@@ -177,7 +183,7 @@ def _table4(arguments: argparse.Namespace) -> Path:
     settings = pipe.default_settings.replace(**{"seed": arguments.seed, **read_changes(arguments.set)})
     values = {axis: getattr(arguments, axis) for axis in sweep.VALUES}
     title = f"Table 4 of the paper with `{pipe.config.name}`: {len(examples)} pairs of the {arguments.split} part"
-    return sweep.sweep(pipe, examples, settings, values, arguments.output, title)
+    return sweep.sweep(pipe, examples, settings, values, arguments.output, title, distance_views(arguments.fid))
 
 
 def _add_phases(commands) -> None:

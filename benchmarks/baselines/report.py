@@ -17,6 +17,7 @@ from diffv2ir.comparison import compare_images
 from diffv2ir.evaluate import OVERALL, Score, Translation, score_methods, score_real
 from diffv2ir.measures import MEASURES
 from diffv2ir.rows import picture_rows
+from diffv2ir.scores import View
 
 OURS = "ours"
 _COLUMNS = ("camera", "images", "method", "psnr", "psnr_low", "psnr_high", "ssim", "ssim_low", "ssim_high")
@@ -34,16 +35,19 @@ class MethodScores:
 
 
 def score_pictures(
-    scenes: Sequence[Scene], pictures: Mapping[str, Sequence[Image.Image]]
+    scenes: Sequence[Scene], pictures: Mapping[str, Sequence[Image.Image]], views: Sequence[View] | None = None
 ) -> tuple[dict[str, MethodScores], dict[str, Score]]:
     """Score the pictures of every method (8-bit gray, in the order of the scenes) by `diffv2ir.evaluate`.
+
+    Args:
+        views: see `diffv2ir.scores.score`.
 
     Returns:
         Method -> its scores; camera -> what the real infrared has of the measures, to read the others beside it.
     """
     translations = as_translations(scenes)
     # A set of equal images has no distribution to compare.
-    scores, rows = score_methods(pictures, translations, without_distances=("constant",))
+    scores, rows = score_methods(pictures, translations, views, without_distances=("constant",))
     methods = {
         method: MethodScores(
             cameras,
@@ -69,11 +73,14 @@ def to_csv(scores: dict[str, MethodScores]) -> str:
     """One line for each camera and method."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(f"{_FRECHET}{end}" for end in ("", "_low", "_high"))])
+    distances = [_FRECHET, *_literature(scores)]
+    writer.writerow([*_COLUMNS, *(f"{name}{end}" for name in distances for end in ("", "_low", "_high"))])
     for camera, method, value in _rows(scores):
         figures = [value.psnr, *value.psnr_interval, value.ssim, *value.ssim_interval]
-        distance = [value.values[_FRECHET], *value.intervals.get(_FRECHET, (None, None))]
-        cells = [f"{figure:.4f}" for figure in figures] + ["" if end is None else f"{end:.2f}" for end in distance]
+        cells = [f"{figure:.4f}" for figure in figures]
+        for name in distances:
+            ends = [value.values.get(name), *value.intervals.get(name, (None, None))]
+            cells += ["" if end is None else f"{end:.{MEASURES[name].decimals + 1}f}" for end in ends]
         writer.writerow([camera, value.count, method, *cells])
     return text.getvalue()
 
@@ -84,9 +91,11 @@ def to_markdown(scores: dict[str, MethodScores], real: Mapping[str, Score]) -> s
     Args:
         real: see `score_pictures`.
     """
+    more = _literature(scores)
     lines = [
-        "| camera (images) | method | PSNR, dB (95 %) | SSIM (95 %) | Fréchet (95 %) |",
-        "| --- | --- | --- | --- | --- |",
+        "| camera (images) | method | PSNR, dB (95 %) | SSIM (95 %) | Fréchet (95 %) |"
+        + "".join(f" {MEASURES[name].title} (95 %) |" for name in more),
+        "| --- | --- | --- | --- | --- |" + " --- |" * len(more),
     ]
     for camera, method, value in _rows(scores):
         others = [own.cameras[camera] for own in scores.values()]
@@ -94,7 +103,9 @@ def to_markdown(scores: dict[str, MethodScores], real: Mapping[str, Score]) -> s
         ssims = _bold(f"{value.ssim:.3f}", value.ssim == max(other.ssim for other in others))
         psnrs += " ({:.2f} to {:.2f})".format(*value.psnr_interval)
         ssims += " ({:.3f} to {:.3f})".format(*value.ssim_interval)
-        lines.append(f"| {camera} ({value.count}) | {method} | {psnrs} | {ssims} | {_frechet_cell(value, others)} |")
+        cells = [psnrs, ssims, _distance_cell(_FRECHET, value, others)]
+        cells += [_distance_cell(name, value, others) for name in more]
+        lines.append(f"| {camera} ({value.count}) | {method} | {' | '.join(cells)} |")
     return "\n".join([*lines, *_tasks(scores, real), *_against(scores)]) + "\n"
 
 
@@ -107,12 +118,20 @@ def _bold(text: str, best: bool) -> str:
     return f"**{text}**" if best else text
 
 
-def _frechet_cell(value: Score, others: Sequence[Score]) -> str:
-    distance = value.frechet_efficientnet_lite0
+def _literature(scores: dict[str, MethodScores]) -> list[str]:
+    """Of FID, KID and LPIPS those that were measured."""
+    values = [score.values for own in scores.values() for score in own.cameras.values()]
+    return [name for name in ("fid", "kid", "lpips") if any(own.get(name) is not None for own in values)]
+
+
+def _distance_cell(name: str, value: Score, others: Sequence[Score]) -> str:
+    """A distance, in bold where it is the smallest, and its interval."""
+    distance, form = value.values.get(name), MEASURES[name].format
     if distance is None:
         return "-"
-    defined = [other.values[_FRECHET] for other in others if other.values[_FRECHET] is not None]
-    return _bold(f"{distance:.1f}", distance == min(defined)) + " ({:.1f} to {:.1f})".format(*value.intervals[_FRECHET])
+    smallest = min(own for other in others if (own := other.values.get(name)) is not None)
+    low, high = (form(end) for end in value.intervals[name])
+    return f"{_bold(form(distance), distance == smallest)} ({low} to {high})"
 
 
 def _tasks(scores: dict[str, MethodScores], real: Mapping[str, Score]) -> list[str]:

@@ -5,34 +5,43 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffv2ir import __version__, bundle
+from diffv2ir.efficientnet import EfficientNetView
 from diffv2ir.files import write_file_atomically
 from diffv2ir.measures import MEASURES
+from diffv2ir.scores import View
 from diffv2ir.training.learnt import digest
 
 
 class Cells:
     """A folder of finished cells. A restart finds them and computes the others.
 
+    Args:
+        views: networks that the distances are measured with beside EfficientNet's: cells without them are others.
+
     Attributes:
         computed: how many cells this object has computed, not found.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, views: Sequence[View] | None = None):
         self.folder, self.computed = folder, 0
+        self._views = sorted({view.frechet for view in views or ()} - {EfficientNetView.frechet})
 
     def path(self, key: Mapping[str, Any]) -> Path:
         """Where the cell of `key` lies, or will lie.
 
         Cells that another version of the package drew, or that measured less than is measured now, are not found.
         """
-        return self.folder / f"{digest({**key, 'measures': sorted(MEASURES), 'version': __version__})}.json"
+        measures = {"measures": sorted(MEASURES), "version": __version__}
+        if self._views:
+            measures["views"] = self._views
+        return self.folder / f"{digest({**key, **measures})}.json"
 
     def get(self, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The cell's result: found, or computed and kept. Either way it is what JSON makes of it."""

@@ -13,6 +13,7 @@ from typing import Any
 from diffv2ir.bootstrap import mean_interval
 from diffv2ir.data import DataError, Example
 from diffv2ir.evaluate import OVERALL
+from diffv2ir.scores import View
 from diffv2ir.training.ablation import report
 from diffv2ir.training.ablation.cells import Cells, device_name, model_hash
 from diffv2ir.training.ablation.scoring import Photos, by_lot, generating, load_pipe, score_cell
@@ -94,17 +95,19 @@ def compare_splits(
     fraction: float = 0.2,
     seed: int = 0,
     changes: dict[str, Any] | None = None,
+    views: Sequence[View] | None = None,
 ) -> Path:
     """Train `config` from `start` on both splits, score both, write table and plot; returns the table.
 
     Args:
         changes: to the settings that pictures are made with, which are those of the trained bundle.
+        views: see `scores.score`.
     """
     splits = make_splits([example for example in examples if config.fits(example)], fraction, seed)
     results = [trainings.result(split.name.replace(" ", "-"), config, split.train, start) for split in splits]
     if not process_state().is_main_process:
         return output
-    device, cells, rows = process_state().device, Cells(output / "cells"), []
+    device, cells, rows = process_state().device, Cells(output / "cells", views), []
     for split, folder in zip(splits, results, strict=True):
         key = {
             "table": NAME,
@@ -113,16 +116,18 @@ def compare_splits(
             "device": device_name(device),
             "changes": digest([changes, seed]),
         }
-        result = cells.get(key, lambda split=split, folder=folder: _score(split, folder, changes or {}, seed))
+        result = cells.get(key, lambda split=split, folder=folder: _score(split, folder, changes or {}, seed, views))
         rows += _rows(split, result)
     _write(output, splits, rows, config)
     return output / f"{NAME}.md"
 
 
-def _score(split: Split, folder: Path, changes: dict[str, Any], seed: int) -> dict[str, Any]:
+def _score(
+    split: Split, folder: Path, changes: dict[str, Any], seed: int, views: Sequence[View] | None
+) -> dict[str, Any]:
     pipe = load_pipe(folder)
     settings = pipe.default_settings.replace(**{"seed": seed, **changes})
-    return score_cell(Photos(pipe, split.test, settings), settings, generating(pipe, settings))
+    return score_cell(Photos(pipe, split.test, settings, views), settings, generating(pipe, settings))
 
 
 def _rows(split: Split, result: dict[str, Any]) -> list[report.Row]:
@@ -162,7 +167,7 @@ def _write(output: Path, splits: Sequence[Split], rows: list[report.Row], config
     ]
     labels = [f"{row['split']}, {row['method']}" + (f", {row['images']}" * (row["images"] != "all")) for row in rows]
     report.plot_rows(output / f"{NAME}.png", rows, labels)
-    columns = ["split", "images", "method", "count", *report.MEASURES]
+    columns = ["split", "images", "method", "count", *report.measures_of(rows)]
     report.write_table(output, NAME, rows, columns, text, [f"{NAME}.png"])
     ids = {split.name: {part: [e.id for e in getattr(split, part)] for part in ("train", "test")} for split in splits}
     (output / "splits.json").write_text(json.dumps(ids, indent=1), encoding="utf-8")

@@ -15,6 +15,7 @@ from diffv2ir.data import Example
 from diffv2ir.evaluate import OVERALL, example_seed
 from diffv2ir.phases import draw_phases
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
+from diffv2ir.scores import View
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.ablation import report
 from diffv2ir.training.ablation.cells import Cells, device_name, model_hash
@@ -97,6 +98,7 @@ class PhaseTable:
     Attributes:
         examples: to train on; pairs: of the target style, to score on.
         trained: also train the full chain without map, without caption, and without both.
+        views: see `scores.score`.
     """
 
     recipe: Recipe
@@ -107,10 +109,11 @@ class PhaseTable:
     output: Path
     title: str
     trained: bool = False
+    views: Sequence[View] | None = None
     cells: Cells = field(init=False)
 
     def __post_init__(self) -> None:
-        self.cells = Cells(self.output / "cells")
+        self.cells = Cells(self.output / "cells", self.views)
         self._load = lru_cache(maxsize=1)(load_pipe)  # the rows of one model come one after the other
 
     def make(self) -> Path:
@@ -129,7 +132,7 @@ class PhaseTable:
             *variants,
         ]
         variants.sort(key=lambda variant: (*variant.phases[1:], variant.phases[0], len(variant.never)))
-        photos = Photos(load_pipe(general), self.pairs, self.settings)
+        photos = Photos(load_pipe(general), self.pairs, self.settings, self.views)
         results = [
             (variant, without, self._score(variant, without, photos))
             for variant in variants
@@ -198,7 +201,7 @@ class PhaseTable:
             "phase 2 widens the UNet and trains all its weights on the target pairs, for as long as phase 3 takes.",
             report.COST_NOTE.format(device=device_name(photos.pipe.compute_device)),
         ]
-        measures = ["psnr", "psnr_difference", *report.MEASURES[1:]]
+        measures = ["psnr", "psnr_difference", *report.measures_of(rows)[1:]]
         columns = ["phase 1", "phase 2", "phase 3", "map", "caption", *measures, *report.COSTS]
         report.plot_rows(self.output / f"{NAME}.png", rows, [_label(row) for row in rows])
         report.write_table(self.output, NAME, rows, columns, text, [f"{NAME}.png"])

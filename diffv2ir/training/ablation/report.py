@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffv2ir.bootstrap import compare
+from diffv2ir.measures import MEASURES as ALL_MEASURES
 
 Row = dict[str, Any]
 
@@ -38,10 +39,19 @@ _DECIMALS = {
     "cpu_seconds": 2,
     "evaluations": 0,
 }
+# Measured where their networks are had.
+_LITERATURE = ("fid", "kid", "lpips")
+TITLES |= {name: ALL_MEASURES[name].title for name in _LITERATURE}
+_DECIMALS |= {name: ALL_MEASURES[name].decimals for name in _LITERATURE}
 _SIGNED = "psnr_difference"
 _INTERVAL = "_interval"
 NOTES = "notes.md"
 _NOTHING = "–"
+
+
+def measures_of(rows: Sequence[Row]) -> list[str]:
+    """What a table of these rows shows: `MEASURES`, and of FID, KID and LPIPS what some row has."""
+    return [*MEASURES, *(name for name in _LITERATURE if any(row.get(name) is not None for row in rows))]
 
 
 def score_fields(score: Mapping[str, Any]) -> Row:
@@ -126,8 +136,9 @@ def _cell(row: Row, column: str) -> str:
 
 def plot_lines(path: Path, series: Mapping[str, Sequence[Row]], x: str, label: str, logarithmic: bool = False) -> None:
     """One panel a measure: lines over the rows' value `x`, with their intervals as bands."""
-    figure, axes = _panels()
-    for axis, measure in zip(axes, MEASURES, strict=True):
+    measures = measures_of([row for rows in series.values() for row in rows])
+    figure, axes = _panels(measures)
+    for axis, measure in zip(axes, measures, strict=True):
         for name, rows in series.items():
             points = sorted((row for row in rows if row.get(measure) is not None), key=lambda row: row[x])
             xs = [row[x] for row in points]
@@ -151,8 +162,9 @@ def plot_time(path: Path, rows: Sequence[Row], clock: str, name: str, device: st
     Args:
         clock: "seconds", or "cpu_seconds".
     """
-    figure, axes = _panels()
-    for axis, measure in zip(axes, MEASURES, strict=True):
+    measures = measures_of(rows)
+    figure, axes = _panels(measures)
+    for axis, measure in zip(axes, measures, strict=True):
         points = sorted((row for row in rows if row.get(measure) is not None), key=lambda row: row[clock])
         axis.plot([row[clock] for row in points], [row[measure] for row in points], "o-", markersize=4)
         for row in points:
@@ -163,8 +175,9 @@ def plot_time(path: Path, rows: Sequence[Row], clock: str, name: str, device: st
     _save(figure, path)
 
 
-def plot_rows(path: Path, rows: Sequence[Row], labels: Sequence[str], measures: Sequence[str] = MEASURES) -> None:
+def plot_rows(path: Path, rows: Sequence[Row], labels: Sequence[str], measures: Sequence[str] | None = None) -> None:
     """One panel a measure: a point with its interval for each row, the first row on top."""
+    measures = measures_of(rows) if measures is None else measures
     figure, axes = _panels(measures, height=1.2 + 0.24 * len(rows))
     for axis, measure in zip(axes, measures, strict=True):
         for place, row in enumerate(rows):
@@ -177,7 +190,7 @@ def plot_rows(path: Path, rows: Sequence[Row], labels: Sequence[str], measures: 
     _save(figure, path)
 
 
-def _panels(measures: Sequence[str] = MEASURES, height: float = 3.4):
+def _panels(measures: Sequence[str], height: float = 3.4):
     """A figure with one titled panel a measure, side by side."""
     import matplotlib
 

@@ -18,6 +18,7 @@ from diffv2ir.data import DataError, Example, read_examples, split_validation
 from diffv2ir.evaluate import Translation, central_square, gray_square, score, settings_for
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
+from diffv2ir.scores import View
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.training.loop import process_state
 
@@ -33,10 +34,19 @@ class Photos:
     """Pairs with everything that is known about their photos; made at the first use, by `pipe`.
 
     Bundles of one training share captioner, segmenter, text encoder and autoencoder, so one understanding serves all.
+
+    Args:
+        views: networks of the distances that pictures of these photos are scored by, see `scores.score`.
     """
 
-    def __init__(self, pipe: DiffV2IRPipeline, examples: Sequence[Example], settings: GenerationSettings):
-        self.pipe, self.examples, self.settings = pipe, list(examples), settings
+    def __init__(
+        self,
+        pipe: DiffV2IRPipeline,
+        examples: Sequence[Example],
+        settings: GenerationSettings,
+        views: Sequence[View] | None = None,
+    ):
+        self.pipe, self.examples, self.settings, self.views = pipe, list(examples), settings, views
 
     @cached_property
     def conditionings(self) -> list[Conditioning]:
@@ -134,7 +144,7 @@ def score_cell(photos: Photos, settings: GenerationSettings, draw: Draw) -> dict
         real = gray_square(example.infrared)
         drawn = conditioning.segmentation or Image.new("RGB", image.size)
         translations.append(Translation(example, conditioning.image, drawn, image, real, conditioning.caption))
-    report = score(translations, settings).to_dict()
+    report = score(translations, settings, photos.views).to_dict()
     return {
         "methods": {name: report[name] for name in ("model", "visible_gray", "constant")},
         "images": report["images"],

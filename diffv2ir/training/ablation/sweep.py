@@ -10,6 +10,7 @@ from diffv2ir.axes import AXES, label, parse_axis
 from diffv2ir.data import Example
 from diffv2ir.evaluate import OVERALL
 from diffv2ir.pipeline import DiffV2IRPipeline
+from diffv2ir.scores import View
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.training.ablation import report
 from diffv2ir.training.ablation.cells import Cells, device_name, model_hash
@@ -30,19 +31,20 @@ def sweep(
     values: Mapping[str, str],
     output: Path,
     title: str,
+    views: Sequence[View] | None = None,
 ) -> Path:
     """Score every value, write table and plots; returns the table. Finished cells are found in `output/cells`.
 
     Args:
         settings: what stays; its own value of an axis is always among the values.
         values: axis -> text of values, see `parse_axis`.
-        title: says in the table what was scored.
+        title: says in the table what was scored. views: see `scores.score`.
 
     Raises:
         GridError: a value that is not understood or out of range.
     """
     plans = {axis: _plan(axis, text, settings) for axis, text in values.items()}
-    cells, photos = Cells(output / "cells"), Photos(pipe, examples, settings)
+    cells, photos = Cells(output / "cells", views), Photos(pipe, examples, settings, views)
     common = {
         "table": NAME,
         "bundle": model_hash(pipe.folder),
@@ -101,4 +103,5 @@ def _write(
             output / "time.png", [{**row, "steps": row["value"]} for row in by_axis["steps"]], clock, "steps", device
         )
         plots += ["steps.png", "time.png"]
-    report.write_table(output, NAME, rows, ["axis", "value", *report.MEASURES, *report.COSTS], text, plots)
+    columns = ["axis", "value", *report.measures_of(rows), *report.COSTS]
+    report.write_table(output, NAME, rows, columns, text, plots)
