@@ -81,7 +81,7 @@ _CSS = """
   #workbench > :nth-child(2) { grid-area: 1 / 2 / 3 / 3; }
 }
 @media (max-width: 799px) {
-  #viewer:not(:has(img)) { display: none; }
+  #workbench > :nth-child(2):not(:has(#viewer img)) { display: none; }
   #history .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """
