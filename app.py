@@ -13,7 +13,7 @@ from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
-from diffv2ir.loading import CommandError, add_model_arguments, load_pipeline
+from diffv2ir.loading import CommandError, add_model_arguments, load_pipeline, tell_on_stderr
 
 _ENVIRONMENT = "DIFFV2IR_"
 # What one visitor may ask for, on a machine of one's own and on a Space, where others wait meanwhile.
@@ -119,8 +119,11 @@ def prepare(options: argparse.Namespace):
     if options.mcp:
         _require_mcp()
     imaging.limit_pixels(options.max_pixels)
+    tell_on_stderr()
     try:
-        facts = BundleFacts.read(bundle.resolve(options.bundle))
+        folder = bundle.resolve(options.bundle)
+        options.bundle = str(folder)  # found, and told, once
+        facts = BundleFacts.read(folder)
         if options.style:
             facts = facts.starting_with(options.style)
     except (bundle.BundleError, ValueError, OSError) as error:
