@@ -1,6 +1,7 @@
 """A complete bundle of the real classes at the smallest configurations, made once per test session."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,9 @@ from diffv2ir.vlum import SamSegmenter
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+# One thread each, here and in the processes that tests start: there are as many workers as cores.
 torch.set_num_threads(1)
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 V_PREDICTION = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
 EPSILON = dict(prediction_type="epsilon", timestep_spacing="leading", steps_offset=1)

@@ -23,7 +23,7 @@ from train import launch
 
 COUNT, BATCH = 6, 4
 # Of one process's first map. Torch's own patience is made shorter than that.
-SLOW, PATIENCE = 12, timedelta(seconds=6)
+SLOW, PATIENCE = 8, timedelta(seconds=6)
 
 
 def make_loop(output: Path, steps: int, shard: bool = False) -> Loop:

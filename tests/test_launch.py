@@ -203,7 +203,7 @@ def test_tiny_checks_its_data_first(tmp_path, monkeypatch):
 
 LONGER = """
 phase: "2"
-loop: {steps: 24, batch_size: 4, micro_batch_size: 2, learning_rate: 1.0e-3, warmup_steps: 4, checkpoint_every: 3}
+loop: {steps: 12, batch_size: 4, micro_batch_size: 2, learning_rate: 1.0e-3, warmup_steps: 4, checkpoint_every: 3}
 view: {resize: 18, crop: 16, variants: 2}
 dropout: 0.1
 validation_fraction: 0.0
