@@ -67,6 +67,7 @@ def level_error(picture: np.ndarray, real: np.ndarray) -> tuple[float, ...]:
 
 
 def _psnr(picture: np.ndarray, real: np.ndarray) -> float:
+    """As `metrics.psnr`, of a picture that may leave the scale of 0 to 255."""
     return 10 * math.log10(255**2 / max(float(np.mean((picture - real) ** 2)), 1e-9))
 
 

@@ -6,13 +6,12 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffv2ir.hub_sources import RELEASED, named
+from diffv2ir.hub_sources import HUB_ID, RELEASED, named
 from diffv2ir.schedule import check_schedule
 from diffv2ir.settings import GENERAL_STYLE, MAP_STYLES, GenerationSettings
 from diffv2ir.vlum.prompt import BANDS
@@ -38,7 +37,6 @@ _VOCABULARIES = {
     "tokenizer": ({"tokenizer.json"}, {"vocab.json", "merges.txt"}),
     "captioner_processor": ({"tokenizer.json"}, {"vocab.txt"}),
 }
-_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 class BundleError(ValueError):
@@ -63,7 +61,7 @@ def resolve(name: str | os.PathLike, revision: str | None = None, cache_dir: str
     if folder.is_dir():
         return folder
     _refuse_source(str(name))
-    match = _HUB_ID.fullmatch(str(name))
+    match = HUB_ID.fullmatch(str(name))
     if match is None or folder.exists():
         raise BundleError(
             f"{name}: no such folder (a bundle is 'tiny', a folder, or a hub id 'owner/name' or 'owner/name@REVISION')"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+"""A repository on the hub as people write it, OWNER/NAME[@REVISION]."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from diffv2ir import __version__
 from diffv2ir.data import Example
 from diffv2ir.evaluate import Translation, central_square, gray_square, settings_for
 from diffv2ir.imaging import ImageError, content_hash, open_image
+from diffv2ir.lines import append_lines, read_lines
 from diffv2ir.outputs import output_path, save_outputs
 from diffv2ir.scores import PROTOCOL
 from diffv2ir.settings import GenerationSettings
@@ -65,11 +66,15 @@ class KeptPictures:
             OSError: the folder cannot be written.
         """
         save_outputs(translations, self.folder)
-        with (self.folder / RECORD).open("a", encoding="utf-8") as file:
-            for one in translations:
-                made_by = self._made_by(one.example, one.visible)
-                line = {"id": one.example.id, "made_by": made_by, "picture": content_hash(one.infrared)}
-                file.write("\n" + json.dumps(line))
+        records = [
+            {
+                "id": one.example.id,
+                "made_by": self._made_by(one.example, one.visible),
+                "picture": content_hash(one.infrared),
+            }
+            for one in translations
+        ]
+        append_lines(self.folder / RECORD, records)
 
     def _made_by(self, example: Example, visible: Image.Image) -> str:
         own = settings_for(example, self.settings).to_dict()
@@ -83,11 +88,10 @@ def _texts(folder: Path) -> list[list[str]]:
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
-    """The last line of each example. A run that was killed may have left half a line."""
+    """The last record of each example."""
     known = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for record in read_lines(path):
         try:
-            record = json.loads(line)
             known[record["id"]] = {name: record[name] for name in ("made_by", "picture")}
         except (ValueError, LookupError, TypeError):
             continue

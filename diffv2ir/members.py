@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -49,3 +51,16 @@ class TarMember:
 
 
 ImageFile = Path | TarMember
+
+
+def file_state(file: ImageFile) -> str:
+    """Which file this is, and in which state: a file of the same path, size and time of change has the same content.
+
+    Of one that is not there, which file alone.
+    """
+    path, place = (file.tar, (file.offset, file.size)) if isinstance(file, TarMember) else (file, ())
+    try:
+        stat = path.stat()
+    except OSError:  # whoever reads it says what is wrong
+        return json.dumps([os.path.abspath(path), *place])
+    return json.dumps([os.path.abspath(path), *place, stat.st_size, stat.st_mtime_ns])

@@ -17,6 +17,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import read_examples
 from diffv2ir.imaging import open_image, to_tensor
+from diffv2ir.lines import append_pairs, read_pairs
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training import cache as cache_module
 from diffv2ir.training import hashes
@@ -32,7 +33,6 @@ from diffv2ir.training.cache import (
 )
 from diffv2ir.training.hashes import HashIndex
 from diffv2ir.training.images import resize_shorter
-from diffv2ir.training.lines import append_pairs, read_pairs
 from diffv2ir.vlum import SamSegmenter
 
 VIEW = ViewConfig(resize=20, crop=16, variants=2)

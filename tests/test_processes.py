@@ -17,8 +17,8 @@ from torch import nn
 
 from diffv2ir import bundle
 from diffv2ir.data import read_examples
+from diffv2ir.lines import read_pairs
 from diffv2ir.training.config import load_config
-from diffv2ir.training.lines import read_pairs
 from diffv2ir.training.loop import LoopConfig, _check_sharing
 from diffv2ir.training.phases import PhaseConfig, train_phase
 from diffv2ir.training.sharding import shard

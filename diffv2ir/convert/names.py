@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffv2ir import hub
+from diffv2ir.hub_sources import HUB_ID
 from diffv2ir.loading import CommandError
 
 OFF = "none"
@@ -16,7 +16,6 @@ OFF = "none"
 DEFAULTS = {"--captioner": "blip", "--segmenter": "sam", "--tokenizer": "sd15"}
 
 _TOKENIZER = "tokenizer/*"
-_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 # Of a BLIP in a repository of the hub.
 _CAPTIONER = ("*.json", "*.txt", "model*.safetensors", "pytorch_model*.bin")
 _FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
@@ -35,7 +34,7 @@ def locate_checkpoint(name: str, tell: Tell) -> Path:
     path, source = Path(name), _named(name, tell)
     if source is not None:
         return hub.download(source, tell=tell)
-    if path.exists() or path.suffix in _FILES or not _HUB_ID.fullmatch(name):
+    if path.exists() or path.suffix in _FILES or not HUB_ID.fullmatch(name):
         return path
     known = [alias for alias, source in hub.SOURCES.items() if source.repo_id == name]
     if known:
@@ -71,7 +70,7 @@ def locate_part(flag: str, name: str | None, tell: Tell) -> str | None:
     source = _named(name, tell)
     if source is not None:
         return str(_inner(flag, hub.download(_wanted(flag, name, source), tell=tell)))
-    match = _HUB_ID.fullmatch(name)
+    match = HUB_ID.fullmatch(name)
     if flag == "--captioner" and match is not None and not Path(name).exists():
         return str(hub.download(_captioner(*match.groups()), tell=tell))
     return str(_inner(flag, Path(name))) if Path(name).is_dir() else name

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,7 +21,8 @@ from diffv2ir.data.alignment import alignment
 from diffv2ir.data.examples import DataError
 from diffv2ir.data.hashing import difference_hash
 from diffv2ir.imaging import ImageError, from_levels, limited_size, open_image
-from diffv2ir.members import ImageFile, TarMember
+from diffv2ir.lines import append_lines, read_lines
+from diffv2ir.members import ImageFile, TarMember, file_state
 
 # Of 16-bit infrared: counts that span less are spread, but never further apart than a gray level each.
 _FULL_SPAN, _LEAST_SPAN = 16384, 255
@@ -89,17 +91,14 @@ def measure_all(jobs: Sequence[Job], workers: int = 1, kept: Path | None = None)
         return
     known, keys = _read_kept(kept), [_key(*job) for job in jobs]
     fresh = _measure_jobs([job for job, key in zip(jobs, keys, strict=True) if key not in known], workers)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with kept.open("a", encoding="utf-8") as file:
-        for key in keys:
-            if key in known:
-                yield known[key]
-                continue
-            one = next(fresh)
-            if not one.error:  # the next run may be able to read it
-                file.write(f"\n{_to_line(key, one)}")
-                file.flush()
-            yield one
+    for key in keys:
+        if key in known:
+            yield known[key]
+            continue
+        one = next(fresh)
+        if not one.error:  # the next run may be able to read it
+            append_lines(kept, [_to_record(key, one)])
+        yield one
 
 
 def _measure_jobs(jobs: Sequence[Job], workers: int) -> Iterator[Measures]:
@@ -123,31 +122,19 @@ def _ignore_interrupt() -> None:
 
 def _key(visible: ImageFile | None, infrared: ImageFile, border: int) -> str:
     """Of what measures depend on: both files by place, size and time, the border, and the version of the package."""
-    parts = [__version__, border, *(_state(file) if file else None for file in (visible, infrared))]
+    parts = [__version__, border, *(file and file_state(file) for file in (visible, infrared))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _state(file: ImageFile) -> list[str | int]:
-    path = file.tar if isinstance(file, TarMember) else file
-    place = [file.name, file.offset, file.size] if isinstance(file, TarMember) else []
-    try:
-        state = path.stat()
-    except OSError:  # measuring says what is wrong
-        return [str(path), *place]
-    return [str(path.absolute()), *place, state.st_size, state.st_mtime_ns]
-
-
-def _to_line(key: str, one: Measures) -> str:
+def _to_record(key: str, one: Measures) -> dict[str, Any]:
     hashes = [value.hex() if value is not None else None for value in one.hashes]
-    return json.dumps({"key": key, **asdict(one), "hashes": hashes})
+    return {"key": key, **asdict(one), "hashes": hashes}
 
 
 def _read_kept(path: Path) -> dict[str, Measures]:
-    """What lines there are; a run that was killed may have left half of one."""
     known = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for record in read_lines(path):
         try:
-            record = json.loads(line)
             key = record.pop("key")
             record["sizes"] = tuple(tuple(size) for size in record["sizes"])
             record["hashes"] = tuple(value if value is None else bytes.fromhex(value) for value in record["hashes"])

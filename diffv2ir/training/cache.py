@@ -26,10 +26,10 @@ from diffv2ir.data import Example
 from diffv2ir.edges import brightness, follow_edges
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels, open_image, to_tensor
+from diffv2ir.lines import append_pairs, read_pairs
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.hashes import ALONE, Share, entry_key, file_hash, weights_hash
 from diffv2ir.training.images import expose_differently, random_integer, resize_shorter
-from diffv2ir.training.lines import append_pairs, read_pairs
 from diffv2ir.training.loop import Draw, mix_seed
 from diffv2ir.vlum import SamSegmenter, caption_images, segmentation_map
 from diffv2ir.vlum.prompt import known_band

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from diffv2ir.members import ImageFile, TarMember
-from diffv2ir.training.lines import append_pairs, read_pairs
+from diffv2ir.lines import append_pairs, read_pairs
+from diffv2ir.members import ImageFile, TarMember, file_state
 
 # Files that are hashed before their hashes are written.
 _TOGETHER = 1000
@@ -97,13 +96,6 @@ def _hashed(entry: tuple[str, ImageFile]) -> tuple[str, str]:
 
 def _content_hash(file: ImageFile) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def file_state(file: ImageFile) -> str:
-    """Which file this is, and in which state: a file of the same path, size and time has the same content."""
-    path, place = (file.tar, (file.offset, file.size)) if isinstance(file, TarMember) else (file, ())
-    stat = path.stat()
-    return json.dumps([os.path.abspath(path), *place, stat.st_size, stat.st_mtime_ns])
 
 
 def weights_hash(module: torch.nn.Module) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 from diffv2ir.data import Example, check_examples
 from diffv2ir.data.examples import ROLES
 from diffv2ir.files import write_file_atomically
-from diffv2ir.members import ImageFile
-from diffv2ir.training.hashes import file_hash, file_state
+from diffv2ir.members import file_state
+from diffv2ir.training.hashes import file_hash
 from diffv2ir.training.loop import process_state
 
 logger = logging.getLogger(__name__)
@@ -59,20 +59,13 @@ def check_once(training: Path, examples: Sequence[Example]) -> None:
     if processes.is_main_process and examples:
         note = training / _CHECKED
         files = [[getattr(example, role) for role in ROLES] for example in examples]
-        states = digest([[file and _state(file) for file in images] for images in files])
+        states = digest([[file and file_state(file) for file in images] for images in files])
         if not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != {"hash": states}:
             logger.info("checking %d examples", len(examples))
             check_examples(examples)
             content = json.dumps({"hash": states})
             write_file_atomically(note, lambda partial: partial.write_text(content, encoding="utf-8"))
     processes.wait_for_everyone()
-
-
-def _state(file: ImageFile) -> str | None:
-    try:
-        return file_state(file)
-    except OSError:
-        return None  # the check says what is wrong with it
 
 
 def training_seconds(history: Iterable[Mapping[str, float]]) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 
 from diffv2ir import bundle, hub
 from diffv2ir.convert.parts import write_captioner, write_segmenter
 from diffv2ir.files import write_atomically
+from diffv2ir.hub_sources import HUB_ID
 from diffv2ir.training.loop import process_state
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,6 @@ NOT_HERE = "is not here yet: a training fetches it, a dry run does not"
 PUBLISHED_VLUM = "blip+sam"
 """Name of the captioner and segmenter that are taken where nobody gives others."""
 
-_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_lora_weights")
 # Of repositories that hold weights in several kinds: those in float32, whole or in parts, and nothing beside them.
 _PATTERNS = (
@@ -116,7 +115,7 @@ def _source(name: str) -> hub.Source | None:
     source = hub.named(name)
     if source is not None:
         return source if source.file is None else None
-    match = _HUB_ID.fullmatch(name)
+    match = HUB_ID.fullmatch(name)
     if match is None:
         return None
     repository, revision = match.groups()
