@@ -95,7 +95,7 @@ def main(folder: Path) -> None:
     whole = loop.run()
     torch.save((parts, whole.state_dict() if rank() == 0 else None), folder / f"shared-{rank()}.pt")
     task = json.loads((folder / "phase.json").read_text())
-    examples = read_examples(Path(task["data"]), split="train")
+    examples = read_examples(Path(task["shards"]), split="train")
     start, vlum = Path(task["start"]), Path(task["vlum"])
     for name, output in task["outputs"].items():
         config, output = load_config(folder / f"{name}.yaml", PhaseConfig), Path(output)

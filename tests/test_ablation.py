@@ -298,6 +298,18 @@ def test_a_split_that_would_show_nothing_is_refused(data):
         leakage.make_splits(examples, 1)
 
 
+def test_test_images_with_a_copy_in_train_have_a_row_of_their_own(data):
+    first, *_, last = read_examples(data, kinds=["pairs"])
+    copy = replace(first, id="copy", scene="elsewhere")
+    split = leakage.Split("random", [first], [copy, last])
+    assert split.copied() == ["copy"]
+    images = {"copy": {"psnr": 20.0, "ssim": 0.5}, last.id: {"psnr": 10.0, "ssim": 0.4}}
+    result = {"methods": {name: {evaluate.OVERALL: {}} for name in leakage._METHODS}, "images": images}
+    rows = {row["images"]: (row["count"], row["psnr"]) for row in leakage._rows(split, result, {"copy"})[3:]}
+    assert rows == {"copy trained on": (1, 20), "no copy": (1, 10)}
+    assert len(leakage._rows(split, result, set())) == 3
+
+
 def test_table_1_trains_and_scores_both_splits_once(command, work, finished, configs, data, tmp_path):
     start = finished / "phase1" / "result"
     arguments = ("--data", data, "--start", start, "--vlum", finished / "vlum", "--config", configs / "phase2.yaml")

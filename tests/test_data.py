@@ -123,6 +123,19 @@ def test_folder_of_infrared_alone_and_given_maps(tmp_path):
     assert (example.kind, example.visible, example.segmentation) == ("infrared", None, tmp_path / "seg" / "a.png")
 
 
+def test_numbered_files_of_a_folder_are_scenes_of_fifty_on_end(tmp_path):
+    (tmp_path / "ir").mkdir()
+    for name in ["cat", "night_0050", *(f"day_{number:04}" for number in range(300))]:
+        (tmp_path / "ir" / f"{name}.png").touch()
+    examples = read_examples(tmp_path)
+    scenes = {example.id: example.scene for example in examples}
+    assert [scenes[name] for name in ("day_0049", "day_0050", "day_0099", "night_0050", "cat")] == [
+        "day_0", "day_1", "day_1", "night_1", "cat",
+    ]  # fmt: skip
+    train, held_out = split_validation(examples)
+    assert train and held_out and not {e.scene for e in train} & {e.scene for e in held_out}
+
+
 def test_folder_that_is_no_dataset_is_refused(tmp_path):
     with pytest.raises(DataError, match="is not a dataset"):
         read_examples(tmp_path)

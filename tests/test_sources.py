@@ -12,7 +12,7 @@ from diffv2ir.data import DataError
 from diffv2ir.data.build import find
 from diffv2ir.data.shards import LONGEST_KEY
 from diffv2ir.data.sources import SOURCES, table
-from diffv2ir.data.sources.base import block
+from diffv2ir.data.splits import block
 from train.data import main
 
 # Files of each data set, and what of the first in order of name is expected: name, scene, split, visible, infrared.
@@ -272,6 +272,14 @@ def test_official_split_of_flir_aligned_needs_its_lists(tree):
 )
 def test_blocks_of_numbers(stem, scene):
     assert block(stem) == scene
+
+
+def test_images_of_raytron_are_scenes_by_folder_and_number(tmp_path):
+    (tmp_path / "road2").mkdir()
+    wanted = {"00001": "0", "00099": "0", "00100": "1", "boats": "boats", "road2/0001": "road2/0", "road2/a": "road2/a"}
+    for name in wanted:
+        (tmp_path / f"{name}.png").touch()
+    assert {found.name: found.scene for found in SOURCES["raytron"].find(tmp_path)} == wanted
 
 
 def test_docs_hold_the_table_of_sources():

@@ -1,6 +1,7 @@
 """A dataset is a folder: with a `manifest.jsonl`, or `[rgb/] ir/ [seg/]` of equal file names, or shards (`shards`).
 
-The second layout is what the README of the paper's code asks of a data set (captions in `captions.json` when present).
+The second layout is what the README of the paper's code asks of a data set (captions in `captions.json` when present);
+there, files numbered on end are one scene, in blocks of 50.
 Shards are what `python -m train.data build` makes.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from diffv2ir.data.splits import block
 from diffv2ir.imaging import ImageError, open_image
 from diffv2ir.members import ImageFile
 
@@ -29,7 +31,8 @@ _MAX_LISTED = 20
 _TOGETHER = 1000
 # Of a source of few scenes, one is held out if it is at most this share of its examples.
 _LARGEST_SHARE = 0.2
-# Frames of a recording whose scenes nobody published: so many on end are one. Crops of a frame are numbered after it.
+# Frames whose scenes nobody published, of object crops and of plain folders: so many on end are one. Crops of a frame
+# are numbered after it.
 _FRAMES = 50
 _CROP = re.compile(r"_(\d+)_\d+$")
 # Crops and pairs of one recording, whose frames have the same numbers: RoadScene's pairs are frames of FLIR ADAS.
@@ -167,7 +170,7 @@ def _crops_with_their_frames(examples: list[Example]) -> list[Example]:
         nearest = min(pairs, key=lambda other: abs(other - frame), default=None)
         near = nearest is not None and abs(nearest - frame) <= _FRAMES
         joined = pairs[nearest] if near else ""
-        gathered.append(replace(example, scene=f"{example.source}_{frame // _FRAMES}", joined=joined))
+        gathered.append(replace(example, scene=block(f"{example.source}_{frame}", _FRAMES), joined=joined))
     return gathered
 
 
@@ -195,7 +198,7 @@ def _read_folders(folder: Path) -> list[Example]:
             id=stem,
             kind="pairs" if stem in files["rgb"] else "infrared",
             source=folder.name,
-            scene=stem,
+            scene=block(stem, _FRAMES),
             split="train",
             visible=files["rgb"].get(stem),
             infrared=path,

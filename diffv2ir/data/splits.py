@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
+
+
+def block(stem: str, length: int = 100) -> str:
+    """The scene of a frame in a numbered recording whose scenes nobody published: `length` frames on end.
+
+    "FLIR_05164" -> "FLIR_51"; what has no number is a scene of its own. Neighbouring blocks may still show one place;
+    `join_scenes` finds those that look alike.
+    """
+    match = re.search(r"\d+", stem[::-1])
+    if match is None:
+        return stem
+    end = len(stem) - match.start()
+    start = len(stem) - match.end()
+    return f"{stem[:start]}{int(stem[start:end]) // length}{stem[end:]}"
 
 
 def join_scenes(scenes: Sequence[str], copies: Sequence[tuple[int, int]]) -> list[str]:

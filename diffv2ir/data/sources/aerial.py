@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffv2ir.data.sources.base import Found, Source, block, folder, images, partners, subfolders
+from diffv2ir.data.sources.base import Found, Source, folder, images, partners, subfolders
+from diffv2ir.data.splits import block
 
 
 def _aviid(root: Path) -> Iterator[Found]:

@@ -145,16 +145,3 @@ def partners(visible: Path, infrared: Path) -> Iterator[tuple[str, Path, Path]]:
         )
     for stem in sorted(first):
         yield stem, first[stem], second[stem]
-
-
-def block(stem: str, length: int = 100) -> str:
-    """The scene of a frame in a numbered recording whose scenes nobody published: `length` frames on end.
-
-    "FLIR_05164" -> "FLIR_51". Neighbouring blocks may still show one place; `join_scenes` finds those.
-    """
-    match = re.search(r"\d+", stem[::-1])
-    if match is None:
-        return stem
-    end = len(stem) - match.start()
-    start = len(stem) - match.end()
-    return f"{stem[:start]}{int(stem[start:end]) // length}{stem[end:]}"

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffv2ir.data.examples import DataError
-from diffv2ir.data.sources.base import Found, Source, block, folder, images, optional_folder, partners, subfolders
+from diffv2ir.data.sources.base import Found, Source, folder, images, optional_folder, partners, subfolders
+from diffv2ir.data.splits import block
 
 
 def _m3fd(root: Path) -> Iterator[Found]:

@@ -10,7 +10,6 @@ from diffv2ir.data.examples import DataError, is_image, read_examples
 from diffv2ir.data.sources.base import (
     Found,
     Source,
-    block,
     by_stem,
     folder,
     images,
@@ -18,6 +17,7 @@ from diffv2ir.data.sources.base import (
     optional_folder,
     subfolders,
 )
+from diffv2ir.data.splits import block
 
 
 def _lsotb_tir(root: Path) -> Iterator[Found]:
@@ -41,8 +41,8 @@ def _raytron(root: Path) -> Iterator[Found]:
     if not files:
         raise DataError(f"{root} holds no image, in no folder")
     for path in files:
-        name = path.relative_to(root).with_suffix("").as_posix()
-        yield Found(name, name if "/" not in name else f"{Path(name).parent.as_posix()}/{block(path.stem)}", path)
+        within = path.relative_to(root)
+        yield Found(within.with_suffix("").as_posix(), (within.parent / block(path.stem)).as_posix(), path)
 
 
 def _ir500k(root: Path) -> Iterator[Found]:

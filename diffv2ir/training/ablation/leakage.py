@@ -6,12 +6,14 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffv2ir.bootstrap import mean_interval
 from diffv2ir.data import DataError, Example
+from diffv2ir.data.audit import audit
+from diffv2ir.data.hashing import BITS, NEAR
 from diffv2ir.evaluate import OVERALL
 from diffv2ir.scores import View
 from diffv2ir.training.ablation import report
@@ -23,6 +25,7 @@ from diffv2ir.training.loop import process_state
 from diffv2ir.training.phases import PhaseConfig
 
 NAME = "table1"
+_PARTS = ("train", "test")
 _METHODS = {"model": "ours", "visible_gray": "visible, gray", "constant": "constant"}
 
 
@@ -38,6 +41,11 @@ class Split:
     def seen(self) -> list[Example]:
         scenes = {example.place for example in self.train}
         return [example for example in self.test if example.place in scenes]
+
+    def copied(self) -> list[str]:
+        """Names of the test images that have a near-duplicate among those trained on; all images are read."""
+        leaks, _ = audit([replace(example, split=part) for part in _PARTS for example in getattr(self, part)])
+        return sorted({leak.held_out.id for leak in leaks})
 
 
 def make_splits(examples: Sequence[Example], fraction: float, seed: int = 0) -> tuple[Split, Split]:
@@ -117,7 +125,9 @@ def compare_splits(
             "changes": digest([changes, seed]),
         }
         result = cells.get(key, lambda split=split, folder=folder: _score(split, folder, changes or {}, seed, views))
-        rows += _rows(split, result)
+        looked_at = {"table": NAME, "near": NEAR, **{part: examples_hash(getattr(split, part)) for part in _PARTS}}
+        copied = cells.get(looked_at, lambda split=split: {"copied": split.copied()})["copied"]
+        rows += _rows(split, result, set(copied))
     _write(output, splits, rows, config)
     return output / f"{NAME}.md"
 
@@ -130,16 +140,19 @@ def _score(
     return score_cell(Photos(pipe, split.test, settings, views), settings, generating(pipe, settings))
 
 
-def _rows(split: Split, result: dict[str, Any]) -> list[report.Row]:
-    """The whole test part by method, and ours on test images of scenes that were trained on, and on the others."""
+def _rows(split: Split, result: dict[str, Any], copied: set[str]) -> list[report.Row]:
+    """The whole test part by method, and ours on test images whose scene was trained on, on those of which a copy was
+    (`Split.copied`), and on the others of either.
+    """
     rows = [
         {"split": split.name, "method": title, "images": "all", **report.score_fields(result["methods"][name][OVERALL])}
         for name, title in _METHODS.items()
     ]
-    seen = {example.id for example in split.seen}
-    for title, ids in (("scene trained on", seen), ("scene new", {e.id for e in split.test} - seen)):
-        if ids and seen:
-            rows.append({"split": split.name, "method": "ours", "images": title, **_means(result["images"], ids)})
+    every, seen = ({example.id for example in part} for part in (split.test, split.seen))
+    for known, titles in ((seen, ("scene trained on", "scene new")), (copied, ("copy trained on", "no copy"))):
+        for title, ids in zip(titles, (known, every - known), strict=True):
+            if ids and known:
+                rows.append({"split": split.name, "method": "ours", "images": title, **_means(result["images"], ids)})
     return rows
 
 
@@ -163,11 +176,12 @@ def _write(output: Path, splits: Sequence[Split], rows: list[report.Row], config
         f"splits of the same images. {counts}. 95 % bootstrap intervals.",
         "The test parts hold equally many images of every camera, but not the same images: what the two methods that "
         "learn nothing score says how far they differ in difficulty. Both start from the same folder: what that has "
-        "seen of the images, it has seen of both test parts. The Fréchet distance is not FID.",
+        "seen of the images, it has seen of both test parts. A copy is a near-duplicate as `train.data audit` finds "
+        f"it, within {NEAR} of {BITS} bits. The Fréchet distance is not FID.",
     ]
     labels = [f"{row['split']}, {row['method']}" + (f", {row['images']}" * (row["images"] != "all")) for row in rows]
     report.plot_rows(output / f"{NAME}.png", rows, labels)
     columns = ["split", "images", "method", "count", *report.measures_of(rows)]
     report.write_table(output, NAME, rows, columns, text, [f"{NAME}.png"])
-    ids = {split.name: {part: [e.id for e in getattr(split, part)] for part in ("train", "test")} for split in splits}
+    ids = {split.name: {part: [e.id for e in getattr(split, part)] for part in _PARTS} for split in splits}
     (output / "splits.json").write_text(json.dumps(ids, indent=1), encoding="utf-8")
