@@ -222,7 +222,8 @@ def table(report: dict[str, Any]) -> str:
         f"{report['bundle']} on {report['device']}, {report['dtype']} where nothing else is said, {settings['steps']} "
         f"steps at {settings['resolution']} px, torch {report['torch']}, diffusers {report['diffusers']}",
         "",
-        "| | ms a step | decoding, s | first picture (4 steps), s | peak GPU memory, GB | difference: mean, max |",
+        "| | ms a step | decoding, s | first picture (4 steps), s | peak GPU memory while drawing, GB "
+        "| difference: mean, max |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in report["rows"].items():

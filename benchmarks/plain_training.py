@@ -27,7 +27,7 @@ class PlainTraining:
     """The script's set-up; `step` is the body of its loop.
 
     Args:
-        config: learning rate, weight decay, optimizer, precision and the like of both sides.
+        config: learning rate, weight decay, optimizer, precision, accumulation and the like of both sides.
     """
 
     def __init__(
@@ -39,7 +39,11 @@ class PlainTraining:
         scheduler: DDPMScheduler,
     ):
         self.config, self.vae, self.text_encoder, self.scheduler = config, vae, text_encoder, scheduler
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision, torch.float32)
+        share, micro = config.share(processes=1)
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, gradient_accumulation_steps=share // micro
+        )
         optimizer = optimizer_class(config.optimizer)(
             unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -48,24 +52,22 @@ class PlainTraining:
         self.unet, self.optimizer, self.rates = self.accelerator.prepare(unet, optimizer, rates)
 
     def step(self, batch: dict[str, Any], draws: Sequence[Draw]) -> float:
-        """One optimizer step; returns the loss.
+        """One forward pass and, with the last of a batch, an optimizer step; returns the loss.
 
         Args:
             batch: "infrared", "visible", "segmentation" (N, 3, H, W) in [-1, 1] and "tokens" (N, L), on the CPU.
         """
-        device, dtype = self.accelerator.device, self.vae.dtype
+        device = self.accelerator.device
         with self.accelerator.accumulate(self.unet):
-            latents = self._encode(batch["infrared"].to(device, dtype)) * self.vae.config.scaling_factor  # [N, 4, h, w]
+            latents = self._encode(batch["infrared"]) * self.vae.config.scaling_factor  # [N, 4, h, w]
             generators = [draw.generator() for draw in draws]
             total = self.scheduler.config.num_train_timesteps
             timesteps = torch.tensor([draw_timestep(NoiseConfig(), total, g) for g in generators], device=device)
             noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(latents)
             noisy = self.scheduler.add_noise(latents, noise, timesteps)
             with torch.no_grad():
-                text = self.text_encoder(batch["tokens"].to(device))[0]  # [N, L, D]
-            visible, segmentation = (
-                self._encode(batch[role].to(device, dtype)) for role in ("visible", "segmentation")
-            )
+                text = self.text_encoder(batch["tokens"].to(device))[0].to(self.dtype)  # [N, L, D]
+            visible, segmentation = (self._encode(batch[role]) for role in ("visible", "segmentation"))
             prediction = self.unet(torch.cat([noisy, visible, segmentation], dim=1), timesteps, text).sample
             wanted = noise
             if self.scheduler.config.prediction_type == "v_prediction":
@@ -73,13 +75,16 @@ class PlainTraining:
             loss = F.mse_loss(prediction.float(), wanted.float(), reduction="mean")
             gathered = self.accelerator.gather(loss.repeat(len(draws))).mean().item()
             self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(self.unet.parameters(), self.config.max_grad_norm)
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.unet.parameters(), self.config.max_grad_norm)
             self.optimizer.step()
             self.rates.step()
             self.optimizer.zero_grad()
-        self.ema.step(self.unet.parameters())
+        if self.accelerator.sync_gradients:
+            self.ema.step(self.unet.parameters())
         return gathered
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        return self.vae.encode(images).latent_dist.mode()
+        images = images.to(self.accelerator.device, self.vae.dtype)
+        return self.vae.encode(images).latent_dist.mode().to(self.dtype)

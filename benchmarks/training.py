@@ -3,6 +3,8 @@
 `python benchmarks/training.py` prints a table in Markdown; `--json FILE` writes its figures. Both sides run in this one
 process, one after the other, from the same weights, with the same batches, noise and settings; so their losses must be
 the same. Our side reads cached latents from disk and caches texts, as a training does; filling the caches is not timed.
+`--config train/configs/sd15/12gb/phase2.yaml` takes the settings of a training; the example loop, which has no such
+setting, keeps its average on the device in any case.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -33,10 +36,13 @@ from benchmarks.inference import device_name
 from benchmarks.plain_training import PlainTraining
 from benchmarks.random_bundle import SCHEDULE, clip_tokenizer
 from diffv2ir.guidance import synchronize
+from diffv2ir.memory import DTYPES
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.cache import encode_mode
+from diffv2ir.training.config import load_config
 from diffv2ir.training.diffusion import DiffusionObjective, NoiseConfig, PromptEncoder
 from diffv2ir.training.loop import OPTIMIZERS, Draw, Loop, LoopConfig, Sampler, process_state
+from diffv2ir.training.phases import PhaseConfig
 from diffv2ir.training.shapes import SHAPES
 
 ROLES = ("infrared", "visible", "segmentation")
@@ -59,10 +65,11 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.options, self.folder, self.device = options, folder, process_state().device
-        self.shape, dtype = SHAPES[options.random], PRECISIONS[options.mixed_precision]
+        self.shape, dtype = SHAPES[options.random], getattr(torch, DTYPES[options.frozen_dtype])
         self.config = LoopConfig(
-            steps=WARM_UP_STEPS + options.steps, batch_size=options.batch, warmup_steps=1, schedule="constant",
-            optimizer=options.optimizer, mixed_precision=options.mixed_precision,
+            steps=WARM_UP_STEPS + options.steps, batch_size=options.batch, micro_batch_size=options.micro_batch,
+            warmup_steps=1, schedule="constant", optimizer=options.optimizer, ema_device=options.ema_device,
+            mixed_precision=options.mixed_precision,
         )  # fmt: skip
         torch.manual_seed(1)
         with torch.device(self.device):
@@ -117,13 +124,16 @@ class Bench:
         training = PlainTraining(self.config, self.unet(), vae, self.text_encoder, self.scheduler)
         options = dict(padding="max_length", truncation=True, return_tensors="pt")
         tokens = self.tokenizer(self.captions, max_length=self.tokenizer.model_max_length, **options).input_ids
-        steps = iter(range(self.config.steps))
+        steps, (share, micro) = iter(range(self.config.steps)), self.config.share(processes=1)
 
         def step() -> float:
-            draws = self.sampler.draws(next(steps), self.config.batch_size)
-            chosen = [draw.index for draw in draws]
-            batch = {role: pictures[chosen] for role, pictures in self.pictures.items()}
-            return training.step({**batch, "tokens": tokens[chosen]}, draws)
+            draws = self.sampler.draws(next(steps), share)
+            losses = []
+            for part in (draws[start : start + micro] for start in range(0, share, micro)):
+                chosen = [draw.index for draw in part]
+                batch = {role: pictures[chosen] for role, pictures in self.pictures.items()}
+                losses.append(training.step({**batch, "tokens": tokens[chosen]}, part))
+            return fmean(losses)
 
         return step
 
@@ -135,7 +145,7 @@ class Bench:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(arguments)
+    options = parse(build_parser(), arguments)
     report = compare(options)
     print(table(report))
     if options.json:
@@ -146,14 +156,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks/training.py", description=__doc__)
     parser.add_argument("--random", choices=tuple(SHAPES), default="sd15", help="shape of the models (default: sd15)")
+    parser.add_argument("--config", metavar="FILE", help="of a training of phase 2 or 3: defaults for what follows")
     parser.add_argument("--size", type=int, default=256, help="of the pictures, in pixels (default: 256)")
     parser.add_argument("--batch", type=int, default=32, help="pictures in a step (default: 32)")
+    parser.add_argument("--micro-batch", type=int, help="pictures in a forward pass (default: all of them)")
     parser.add_argument("--steps", type=int, default=10, help="that are timed, after 2 others (default: 10)")
     parser.add_argument("--mixed-precision", choices=tuple(PRECISIONS), default="fp16", help="default: fp16")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="default: adamw")
+    parser.add_argument("--ema-device", choices=("model", "cpu"), default="model", help="default: model")
+    parser.add_argument("--frozen-dtype", choices=tuple(DTYPES), help="of what is not trained (default: as computed)")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options: as given, else those of `--config`, else the defaults."""
+    options = parser.parse_args(arguments)
+    if options.config:
+        try:
+            parser.set_defaults(**options_of(load_config(options.config, PhaseConfig)))
+        except (OSError, ValueError) as error:
+            parser.error(f"--config: {error}")
+        options = parser.parse_args(arguments)
+    computed = str(PRECISIONS[options.mixed_precision]).removeprefix("torch.")
+    options.frozen_dtype = options.frozen_dtype or next(short for short, name in DTYPES.items() if name == computed)
+    return options
+
+
+def options_of(config: PhaseConfig) -> dict[str, Any]:
+    """What a training's configuration says of the options here.
+
+    Raises:
+        ValueError: it trains an adapter, or not with photo and map.
+    """
+    if config.phase not in ("2", "3") or config.lora:
+        raise ValueError("what is measured is a training of all weights, of phase 2 or 3")
+    loop = config.loop
+    return {
+        "size": config.view.crop,
+        "batch": loop.batch_size,
+        "micro_batch": loop.micro_batch_size,
+        "mixed_precision": loop.mixed_precision,
+        "optimizer": loop.optimizer,
+        "ema_device": loop.ema_device,
+        "frozen_dtype": config.frozen_dtype,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -227,11 +276,13 @@ def table(report: dict[str, Any]) -> str:
         "peak GPU memory, GB": peaks,
         "loss of the first step": {name: f"{run['losses'][0]:.5f}" for name, run in sides.items()},
     }
+    average = "on the CPU" if report["ema_device"] == "cpu" else "beside the model"
     return "\n".join(
         [
             f"{report['random']} on {report['device']}, mixed precision {report['mixed_precision']}, "
-            f"{report['size']} px, batch {report['batch']}, {report['optimizer']}, gradient checkpointing "
-            f"{'on' if report['gradient_checkpointing'] else 'off'}, torch {report['torch']}, diffusers "
+            f"{report['size']} px, batch {report['batch']} by {report['micro_batch'] or report['batch']}, "
+            f"{report['optimizer']}, our average {average}, frozen models in {report['frozen_dtype']}, gradient "
+            f"checkpointing {'on' if report['gradient_checkpointing'] else 'off'}, torch {report['torch']}, diffusers "
             f"{report['diffusers']}; matrix rate {report['matrix_flops_per_second'] / 1e12:.2f} TFLOP/s",
             "",
             "| training | ours | plain |",

@@ -90,9 +90,8 @@ def _refuse_source(name: str) -> None:
         return
     if name.partition("@")[0] in RELEASED:
         raise BundleError(
-            f"{name} is a released checkpoint ({source.what}), not a bundle: `python -m diffv2ir fetch {name}` prints "
-            "its path, and `python -m diffv2ir convert PATH --to FOLDER --captioner blip --segmenter sam --tokenizer "
-            "sd15` makes a bundle of it"
+            f"{name} is a released checkpoint ({source.what}), not a bundle: `python -m diffv2ir convert {name} --to "
+            "FOLDER --captioner blip --segmenter sam --tokenizer sd15` fetches it and makes a bundle of it"
         )
     raise BundleError(f"{name} is not a bundle: {source.what}")
 

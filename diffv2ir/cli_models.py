@@ -25,9 +25,14 @@ def add_model_commands(commands: argparse._SubParsersAction) -> None:
     fetch.add_argument("--to", type=Path, metavar="DIR", help="folder for it (default: the hub's cache)")
     fetch.set_defaults(run=run_fetch)
 
-    bundles = commands.add_parser("bundles", help="list the bundles and models that are here")
+    bundles = commands.add_parser(
+        "bundles",
+        help="list the bundles and models that are here",
+        description="List the bundles and models that are here: tiny, bundles in bundles/ and the results of trainings "
+        "in runs/ below this folder, and what was fetched into the hub's cache.",
+    )
     bundles.add_argument(
-        "folders", nargs="*", type=Path, metavar="PATH", help="bundles, models and checkpoints to look at"
+        "folders", nargs="*", type=Path, metavar="PATH", help="other bundles, models and checkpoints to look at"
     )
     bundles.set_defaults(run=run_bundles)
 

@@ -8,6 +8,7 @@ others wait, and shows the progress. What is added here: whether the disk has ro
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _IGNORED = ["*.msgpack", "*.h5", "*.onnx", "*.ckpt"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _IN_PART = "only a part of it is here, and the hub cannot be reached; fetch it again online"
 
 
@@ -283,7 +285,7 @@ def _refusal(source: Source, error: BaseException) -> str | None:
     if isinstance(error, errors.GatedRepoError):
         return f"gated: accept its terms on {source.page}, then log in with `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "neither a folder here nor a repository on the hub (or a private one: log in with `hf auth login`)"
+        return f"neither a folder here nor a repository on the hub{_access()}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"there is no revision {source.revision!r}"
     if isinstance(error, errors.RemoteEntryNotFoundError):
@@ -293,3 +295,14 @@ def _refusal(source: Source, error: BaseException) -> str | None:
     if isinstance(error, errors.LocalEntryNotFoundError) and "is incomplete" in str(error):
         return _IN_PART
     return None
+
+
+def _access() -> str:
+    """How else the hub says "not found": to who lacks the rights, and of public repositories too, to a wrong token."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        return " (or a private one: log in with `hf auth login`)"
+    variable = next((name for name in _TOKENS if os.environ.get(name)), None)  # goes before what a login has saved
+    remedy = f"correct or unset {variable}" if variable else "log in anew with `hf auth login`"
+    return f"; or the access token is wrong, or may not read it: {remedy}"

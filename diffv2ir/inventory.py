@@ -10,6 +10,8 @@ from pathlib import Path
 from diffv2ir import bundle, hub, partial
 
 _CHECKPOINTS = (".ckpt", ".pth", ".safetensors")
+# Below the folder that the program runs in: what README's conversions and trainings make.
+_RESULTS = ("bundles/*", "runs/*/bundle", "runs/*/result", "runs/*/*/result")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Entry:
 
 
 def inventory(folders: Sequence[Path] = ()) -> list[Entry]:
-    """The embedded bundle, `folders` and single files, and what the hub's cache holds of use for this program."""
+    """The embedded bundle, `folders` and single files, what conversions and trainings made in `bundles/` and `runs/`,
+    and what the hub's cache holds of use for this program.
+    """
     entries = []
     try:
         entries.append(_bundle_entry(bundle.TINY, bundle.resolve(bundle.TINY)))
@@ -38,10 +42,17 @@ def inventory(folders: Sequence[Path] = ()) -> list[Entry]:
         entries.append(Entry(bundle.TINY, "the embedded bundle", Path(), 0, str(error)))
     for folder in folders:
         entries.extend(_given(folder))
+    given = {folder.resolve() for folder in folders}
+    entries.extend(_bundle_entry(str(path), path) for path in _results() if path.resolve() not in given)
     for name, source in hub.SOURCES.items():
         entries.extend(_source_entries(name, source))
     entries.extend(_cached_bundles())
     return entries
+
+
+def _results() -> list[Path]:
+    """The bundles among `_RESULTS`, and none of the text-to-image folders of base and phase 1."""
+    return [path for pattern in _RESULTS for path in sorted(Path().glob(pattern)) if _is_bundle(path)]
 
 
 def _bundle_entry(name: str, folder: Path) -> Entry:

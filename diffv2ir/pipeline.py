@@ -38,8 +38,9 @@ from diffv2ir.imaging import ImageSource
 from diffv2ir.metadata import Record, deep_gray, save_png
 from diffv2ir.settings import BUNDLE_MAP, GENERAL_STYLE, MAX_SEED, STYLE_BAND, GenerationSettings
 from diffv2ir.unet import load_lora, merge_lora_keeping_originals, restore_weights
-from diffv2ir.vlum import SamSegmenter, build_prompt, caption_images, segmentation_map
+from diffv2ir.vlum import SamSegmenter, build_prompt, caption_images
 from diffv2ir.vlum.prompt import BANDS, HEAT_PHRASES
+from diffv2ir.vlum.segment import draw_regions, number_regions
 
 # A segmentation map is drawn at the photo's size, up to this many pixels on the longer side.
 _LARGEST_MAP = 1024
@@ -59,6 +60,7 @@ class Conditioning:
         size: (width, height) of the photo, and of every result.
         resolution, resolution_rule: the working size as asked for, see `imaging.working_size`.
         own_map: whether the map was given, not made by the bundle's model.
+        regions: what the map of the bundle's model is drawn from, see `number_regions`; None without one.
         timings: seconds by stage.
     """
 
@@ -75,6 +77,7 @@ class Conditioning:
     resolution_rule: str = "shorter"
     band: str = BANDS[0]
     own_map: bool = False
+    regions: np.ndarray | None = field(default=None, repr=False, compare=False)
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -295,6 +298,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         captioning: str | None = None,
         caption_seed: int = 0,
         map_style: str | None = None,
+        regions: np.ndarray | None = None,
     ) -> Conditioning:
         """Everything that is done once per photo: caption, segmentation map, text embeddings, latents.
 
@@ -306,6 +310,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             captioning: "greedy", or "sampled" by `caption_seed`; None = the bundle's. `GenerationSettings.preparation`
                 has all of these.
             map_style: how SAM's map is drawn: "union", "regions", or "auto" as in training; None = the bundle's.
+            regions: those of another `Conditioning` of this photo, which SAM is then not asked for again.
 
         Raises:
             ImageError: the photo or the map cannot be used.
@@ -324,7 +329,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         with _timed(timings, "caption"):
             caption = self._caption(photo, caption, settings.captioning == "sampled", caption_seed)
         with _timed(timings, "segmentation"):
-            drawn = self._segmentation(photo, segmentation, settings.map_style)
+            drawn, regions = self._segmentation(photo, segmentation, regions, settings.map_style)
         band = self.band(settings)
         prompt = build_prompt(caption, band)
         with _timed(timings, "text"):
@@ -349,6 +354,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             resolution_rule=settings.resolution_rule,
             band=band,
             own_map=segmentation is not None and segmentation is not False,
+            regions=regions,
             timings=timings,
         )
 
@@ -400,19 +406,23 @@ class DiffV2IRPipeline(DiffusionPipeline):
             raise ValueError(f"caption must be a text or None, got {type(caption).__name__}")
         return " ".join(caption.split())
 
-    def _segmentation(self, photo: Image.Image, given: ImageSource | None | bool, style: str) -> Image.Image | None:
+    def _segmentation(
+        self, photo: Image.Image, given: ImageSource | None | bool, regions: np.ndarray | None, style: str
+    ) -> tuple[Image.Image | None, np.ndarray | None]:
+        """The map, and the regions that it is drawn from."""
         if given is False:
-            return None
+            return None, None
         if given is True:
             raise ValueError("segmentation must be a map, None (ask SAM) or False (off), got True")
         if given is None:
+            if regions is None:
+                with memory.at_work(self, "segmenter") as segmenter:
+                    regions = number_regions(segmenter.masks(photo))
             size = imaging.limited_size(photo.size, _LARGEST_MAP)
-            with memory.at_work(self, "segmenter") as segmenter:
-                masks = segmenter.masks(photo)
-            return segmentation_map(masks, size, self.config.map_style if style == BUNDLE_MAP else style)
+            return draw_regions(regions, size, self.config.map_style if style == BUNDLE_MAP else style), regions
         drawn = imaging.open_image(given)
         imaging.check_same_section(drawn, "the segmentation map", photo)
-        return drawn
+        return drawn, None
 
     def _working_size(self, size: tuple[int, int], settings: GenerationSettings) -> tuple[int, int]:
         return imaging.working_size(size, settings.resolution, self.size_multiple, settings.resolution_rule)

@@ -1,8 +1,10 @@
 """The benchmark's two sides draw the same picture; figures are only checked for being there."""
 
 import argparse
+import contextlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from diffv2ir.data import Example
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training.shapes import SHAPES
 
+CARD = Path(__file__).parents[1] / "train" / "configs" / "sd15" / "12gb" / "phase2.yaml"
 _BLOCKS = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
               up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))  # fmt: skip
 _SMALL = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -67,6 +70,27 @@ def test_the_table_and_the_json(bundle_folder, photo_file, tmp_path, capsys):
         assert all(len(times) == 1 and times[0] >= 0 for times in report[side]["seconds"].values())
     printed = capsys.readouterr().out
     assert "| per photo | ours | literal |" in printed and "| UNet evaluations | 9 | 12 |" in printed
+    assert report["taken_over"] == ["caption", "segmentation"]
+    lines = dict(line.split(", s | ", 1) for line in printed.splitlines() if ", s | " in line)
+    assert [name for name, cells in lines.items() if "(" in cells] == ["| caption", "| segmentation"]
+
+
+def test_both_peaks_are_of_drawing_alone(pipe, photo, monkeypatch):
+    doing = []
+
+    @contextlib.contextmanager
+    def measured(pipe, measured=inference.measured):
+        doing.append("measure")
+        with measured(pipe) as run:
+            yield run
+        doing.append("stop")
+
+    monkeypatch.setattr(inference, "measured", measured)
+    monkeypatch.setattr(pipe, "prepare", lambda *a, p=pipe.prepare, **k: doing.append("prepare") or p(*a, **k))
+    conditionings, settings = [], pipe.default_settings.replace(steps=1, seed=1, sampler="euler_ancestral")
+    inference.run_ours(pipe, [photo], conditionings, settings)
+    inference.run_literal(pipe, [photo], conditionings, settings)
+    assert doing == ["prepare", "measure", "stop"] * 2
 
 
 def test_what_cannot_be_measured_is_one_line(bundle_folder, tmp_path, capsys):
@@ -95,18 +119,40 @@ def test_random_weights_are_measured(monkeypatch, photo_file, capsys):
     assert "mini on cpu" in printed and "| per photo | ours |" in printed and "Difference" not in printed
 
 
-def test_both_training_loops_have_the_same_losses(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [  # cached latents are rounded to float16; with the configuration, the autoencoder is in bfloat16
+        (["--batch", "2", "--gradient-checkpointing"], 2e-3),
+        (["--config", str(CARD), "--batch", "4", "--micro-batch", "2", "--optimizer", "adamw"], 2e-2),
+    ],
+    ids=["options", "config"],
+)
+def test_both_training_loops_have_the_same_losses(monkeypatch, tmp_path, capsys, settings, tolerance):
     monkeypatch.setitem(SHAPES, "mini", MINI)
     path = tmp_path / "figures.json"
-    arguments = ["--random", "mini", "--size", "16", "--batch", "2", "--steps", "2", "--mixed-precision", "no"]
-    assert training.main([*arguments, "--gradient-checkpointing", "--json", str(path)]) == 0
+    arguments = ["--random", "mini", "--size", "16", "--steps", "2", "--mixed-precision", "no", *settings]
+    assert training.main([*arguments, "--json", str(path)]) == 0
     report = json.loads(path.read_text())
+    assert report["gradient_checkpointing"]
     ours, plain = (report[side]["losses"] for side in ("ours", "plain"))
     assert len(ours) == 4 and len(set(ours)) == 4
-    assert ours == pytest.approx(plain, rel=2e-3)  # cached latents are rounded to float16
+    assert ours == pytest.approx(plain, rel=tolerance)
     assert report["matrix_flops_per_second"] > 0 and report["device"].startswith("cpu")
     printed = capsys.readouterr().out
     assert "| training | ours | plain |" in printed and "Largest difference of the losses over 4 steps" in printed
+
+
+def test_settings_of_a_training_are_those_that_are_measured(capsys):
+    def read(*arguments):
+        return training.parse(training.build_parser(), arguments)
+
+    options = read("--config", str(CARD), "--micro-batch", "2")
+    assert (options.size, options.batch, options.micro_batch, options.optimizer) == (256, 256, 2, "adamw8bit")
+    assert (options.ema_device, options.frozen_dtype, options.mixed_precision) == ("cpu", "bf16", "fp16")
+    assert options.gradient_checkpointing and read().frozen_dtype == "fp16" and not read().gradient_checkpointing
+    with pytest.raises(SystemExit) as ended:
+        read("--config", str(CARD.with_name("phase1.yaml")))
+    assert ended.value.code == 2 and "of all weights, of phase 2 or 3" in capsys.readouterr().err
 
 
 def test_operations_of_the_unet_at_true_shape():

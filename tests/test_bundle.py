@@ -206,7 +206,7 @@ def test_a_released_checkpoint_is_called_by_what_it_is(name, tmp_path, monkeypat
         resolve(name)
     message = str(refused.value)
     assert message.startswith(f"{name} is a released checkpoint (the paper's checkpoint") and "\n" not in message
-    assert f"`python -m diffv2ir fetch {name}`" in message and "`python -m diffv2ir convert PATH --to FOLDER" in message
+    assert f"`python -m diffv2ir convert {name} --to FOLDER --captioner blip" in message and "fetch " not in message
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     assert resolve(name).samefile(tmp_path / name)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,26 @@ def test_a_part_is_not_taken_for_the_whole(server, cache):
 def small_chunks(monkeypatch):
     """What has arrived is written every hundred bytes, and so is there when it breaks off."""
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)
+
+
+@pytest.mark.parametrize("source", [FILE, FOLDER], ids=["file", "folder"])
+def test_what_is_fetched_shows_its_progress(server, small_chunks, cache, monkeypatch, capsys, source):
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # also where nobody looks at a terminal
+    name, size = {FILE: ("deep/model.ckpt", "3.00k"), FOLDER: ("part/model.safetensors", "4.00k")}[source]
+
+    def shown():
+        lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+        bars = [line.removeprefix(f"{name}:") for line in lines if line.startswith(name)]
+        assert all(f"/{size} " in bar for bar in bars)
+        return [int(bar.partition("%")[0]) for bar in bars]
+
+    server.broken = {name}
+    refusal(source, cache_dir=cache)
+    first = shown()
+    server.broken = set()
+    download(source, cache_dir=cache)
+    rest = shown()
+    assert (first[0], first[-1], rest[0], rest[-1]) == (0, 50, 50, 100)  # of the whole, also where it goes on
 
 
 @pytest.mark.parametrize("place", ["cache", "folder"])
@@ -227,6 +248,31 @@ def test_each_refusal_has_its_sentence(server, cache, answer, words, source, mon
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     server.refusal = answer
     assert words in refusal(source, cache_dir=cache)
+
+
+@pytest.mark.parametrize("answer", [(401, "", "Invalid username or password."), (404, "RepoNotFound", "")])
+@pytest.mark.parametrize(
+    ("variable", "saved", "words"),
+    [
+        (None, None, "on the hub (or a private one: log in with `hf auth login`)"),
+        ("HF_TOKEN", "hf_saved", "the access token is wrong, or may not read it: correct or unset HF_TOKEN"),
+        ("HUGGING_FACE_HUB_TOKEN", None, "may not read it: correct or unset HUGGING_FACE_HUB_TOKEN"),
+        (None, "hf_saved", "the access token is wrong, or may not read it: log in anew with `hf auth login`"),
+    ],
+)
+def test_a_repository_that_a_token_hides(server, cache, tmp_path, monkeypatch, answer, variable, saved, words):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "hf_wrong")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    if saved:
+        (tmp_path / "token").write_text(saved)
+    monkeypatch.setattr("huggingface_hub.utils._http.REPO_API_REGEX", re.compile("/(api|resolve)/"))  # of https alone
+    server.refusal = answer
+    message = refusal(cache_dir=cache)
+    assert message.startswith("owner/model: neither a folder here nor a repository on the hub") and words in message
+    assert "hf_" not in message
 
 
 def test_a_file_that_is_not_there(server, cache):
@@ -407,6 +453,22 @@ def test_bundles_lists_what_is_here(server, bundle_folder, monkeypatch, capsys, 
     assert heads[0].startswith("tiny: bundle mini, styles night, ")
     assert "  - vae: the folder is missing" in lines
     assert "  incomplete: `python -m diffv2ir fetch sd15` goes on" in lines
+
+
+def test_bundles_finds_what_conversions_and_trainings_made(server, bundle_folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = ["bundles/paper", "runs/tiny/bundle", "runs/phase2/result", "runs/tiny/phase2/result"]
+    for name in names:
+        shutil.copytree(bundle_folder, name)
+    shutil.rmtree("runs/phase2/result/vae")
+    text_to_image = Path("runs/phase1/result")
+    text_to_image.mkdir(parents=True)
+    (text_to_image / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    Path("runs/other").mkdir()
+    found = listed(capsys)
+    assert [name for name in found if "/" in name] == names
+    assert {name for name in names if "INCOMPLETE" in found[name]} == {"runs/phase2/result"}
+    assert sum(name.endswith("paper") for name in listed(capsys, tmp_path / "bundles" / "paper")) == 1
 
 
 def test_commands_about_files_need_no_torch(bundle_folder, tmp_path):

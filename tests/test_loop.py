@@ -96,6 +96,34 @@ def test_8bit_adam_is_that_of_bitsandbytes(tmp_path, monkeypatch):
     assert isinstance(make_loop(tmp_path, optimizer="adamw8bit").optimizer.optimizer, AdamW8bit)
 
 
+def test_8bit_moments_survive_a_stop(tmp_path):
+    """With the package itself, where it is installed and can do it on this machine."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    weight = nn.Parameter(torch.zeros(64, 64))
+    weight.grad = torch.ones_like(weight)
+    try:
+        bitsandbytes.optim.AdamW8bit([weight]).step()
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        pytest.skip(f"this bitsandbytes cannot do it here: {error}")
+
+    def run(folder, *stops):
+        for steps in stops:
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(4, 64), nn.Linear(64, 64), nn.Linear(64, 1))
+            config = LoopConfig(
+                steps=steps, batch_size=4, checkpoint_every=2, schedule="constant", learning_rate=1e-2,
+                optimizer="adamw8bit", ema_decay=0.5,
+            )  # fmt: skip
+            loop = Loop(config, tmp_path / folder, model, noisy_loss, count=5)
+            loop.run()
+        kept = loop.optimizer.optimizer.state[model[1].weight]  # of smaller weights the moments are in 32 bits
+        assert kept["state1"].dtype == kept["state2"].dtype == torch.uint8 and kept["state1"].float().std() > 0
+        return model.state_dict()
+
+    whole, halves = run("whole", 6), run("halves", 4, 6)
+    assert all(torch.equal(whole[key], halves[key]) for key in whole)
+
+
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
     def loss(model, draws):
         inputs = torch.stack([torch.randn(4, generator=draw.generator()) for draw in draws])

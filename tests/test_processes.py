@@ -17,6 +17,8 @@ from torch import nn
 
 from diffv2ir import bundle
 from diffv2ir.data import read_examples
+from diffv2ir.data.build import build
+from diffv2ir.data.cleaning import CleaningConfig
 from diffv2ir.lines import read_pairs
 from diffv2ir.training.config import load_config
 from diffv2ir.training.loop import LoopConfig, _check_sharing
@@ -46,20 +48,23 @@ PHASES = {
     "shared": SHARED,
     "shared-adapter": SHARED.replace('\nphase: "2"\n', ADAPTER).replace("ema_decay: 0.5", "ema_decay: 0"),
 }
+HALF = "shared-half"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def folder(bundle_folder, tmp_path_factory):
-    """The tasks of `processes.py`, done by two processes."""
+    """The tasks of `processes.py`, done by two processes. They read shards, but for the command."""
     folder = tmp_path_factory.mktemp("processes")
     data = make_manifest_dataset(folder / "data", pairs=5, infrared=0)
+    build([("folder", data)], folder / "shards", CleaningConfig(smallest=8, skip=("duplicate", "misaligned")))
     start = make_start_folder(bundle_folder, folder / "start")
-    task = {"data": str(data), "start": str(start), "vlum": str(bundle_folder)}
-    task["outputs"] = {name: str(folder / "runs" / name) for name in PHASES}
+    task = {"data": str(data), "shards": str(folder / "shards"), "start": str(start), "vlum": str(bundle_folder)}
+    texts = {**PHASES, HALF: SHARED.replace("{shard", "{mixed_precision: bf16, shard")}
+    task["outputs"] = {name: str(folder / "runs" / name) for name in texts}
     task["command"] = str(folder / "runs" / "command")
     (folder / "phase.json").write_text(json.dumps(task))
-    for name, text in PHASES.items():
+    for name, text in texts.items():
         (folder / f"{name}.yaml").write_text(text)
     for name in ("alone-then-two", "alone-then-shared"):
         make_loop(folder / name, 3).run()
@@ -92,17 +97,23 @@ def whole(tmp_path_factory):
     return loop.run().state_dict(), [entry["loss"] for entry in loop.history]
 
 
-@pytest.mark.parametrize("name", PHASES)
-def test_two_processes_train_a_unet_as_one_does(folder, name, tmp_path):
+def trained(folder, name, output):
+    """A phase's configuration, what it starts from, and the weights that one process and that two make of it."""
     task, config = json.loads((folder / "phase.json").read_text()), load_config(folder / f"{name}.yaml", PhaseConfig)
     start = Path(task["vlum" if config.lora else "start"])
     alone = train_phase(
-        config, read_examples(Path(task["data"]), split="train"), start, tmp_path / "run",
-        cache=tmp_path / "cache", vlum=Path(task["vlum"]),
+        config, read_examples(Path(task["data"]), split="train"), start, output / "run",
+        cache=output / "cache", vlum=Path(task["vlum"]),
     )  # fmt: skip
     file = f"styles/dusk/{bundle.ADAPTER}" if config.lora else WEIGHTS
     own, of_two = (load_file(result / file) for result in (alone, folder / "runs" / name / "result"))
     assert own.keys() == of_two.keys()
+    return config, start, own, of_two
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_two_processes_train_a_unet_on_shards_as_one_does_on_their_folder(folder, name, tmp_path):
+    config, start, own, of_two = trained(folder, name, tmp_path)
     for key, value in own.items():
         torch.testing.assert_close(of_two[key], value, **CLOSE)
     if config.lora:
@@ -111,6 +122,22 @@ def test_two_processes_train_a_unet_as_one_does(folder, name, tmp_path):
         changed = "mid_block.resnets.0.conv1.weight"
         assert not torch.equal(load_file(start / WEIGHTS)[changed], own[changed])
     assert len(list((folder / "runs" / name).glob("shard-*"))) == (2 if config.loop.shard else 0)
+
+
+def test_two_processes_share_a_unet_in_half_precision(folder, tmp_path):
+    """Each process computes in bfloat16; weights, moments and average stay in float32."""
+    _, start, own, of_two = trained(folder, HALF, tmp_path)
+    before, full = load_file(start / WEIGHTS), load_file(folder / "runs" / "shared" / "result" / WEIGHTS)
+
+    def apart(others):
+        """Mean over all weights but those of the widened layer."""
+        parts = [(own[key] - others[key]).abs().flatten() for key in before if own[key].shape == before[key].shape]
+        return float(torch.cat(parts).mean())
+
+    # After a step, rounding alone makes a weight another bfloat16 here and there.
+    assert apart(of_two) < 0.02 * apart(before) and apart(of_two) < 0.5 * apart(full)
+    assert all(weight.dtype == torch.float32 for weight in of_two.values())
+    assert len(list((folder / "runs" / HALF).glob("shard-*"))) == 2
 
 
 def test_the_command_trains_with_two_processes(folder):
@@ -129,7 +156,8 @@ def test_each_process_fills_its_part_of_the_caches(folder):
     for cache in caches:
         assert len(list((cache / "maps").rglob("*.png"))) == len(list((cache / "latents").rglob("*.safetensors"))) == 4
         assert sum(len(read_pairs(path)) for path in cache.glob("captions-*-of-2.jsonl")) == 4
-        assert sum(len(read_pairs(path)) for path in cache.glob("hashes-*-of-2.jsonl")) == 8
+        hashes = sum(len(read_pairs(path)) for path in cache.glob("hashes-*-of-2.jsonl"))
+        assert hashes == (8 if cache.parent.name == "command" else 0)  # those of shards are in the manifest
 
 
 @pytest.mark.parametrize("name", ["alone-then-two", "two-then-alone", "alone-then-shared", "shared-then-alone"])

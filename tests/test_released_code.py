@@ -1,4 +1,4 @@
-"""What the paper's released code does otherwise than the paper says: each is a setting, and the preset has them all."""
+"""What the paper's released code does otherwise than the paper says and a setting covers; the preset has them all."""
 
 import json
 import math

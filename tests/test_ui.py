@@ -78,6 +78,17 @@ def test_a_photo_is_understood_once(pipe, photo, calls):
     assert (calls.captions, calls.maps) == (2, 2)
 
 
+def test_another_map_or_caption_of_a_photo_asks_for_no_more_than_that(pipe, photo, calls):
+    session, union = Session(), pipe.prepare(photo, map_style="union").segmentation
+    calls.captions = calls.maps = 0
+    first = session.understand(pipe, photo, 64, map_style="regions")
+    other = session.understand(pipe, photo, 64, map_style="union")
+    assert other.segmentation.tobytes() == union.tobytes() != first.segmentation.tobytes()
+    assert other.caption == first.caption and not other.own_map and (calls.captions, calls.maps) == (1, 1)
+    session.understand(pipe, photo, 64, captioning="sampled", caption_seed=2)
+    assert (calls.captions, calls.maps) == (2, 1)
+
+
 def test_sessions_share_nothing(pipe, photo, calls):
     Session().understand(pipe, photo, 64)
     Session().understand(pipe, photo, 64)

@@ -61,7 +61,8 @@ def test_sampled_captions_go_on_after_the_opening_of_the_released_code(blip, sce
     monkeypatch.setattr(model, "generate", lambda generate=model.generate, **how: asked.append(how) or generate(**how))
     with_opening = caption_images(model, knowing, scenes, sample=True)
     without = caption_images(model, processor, scenes, sample=True)
-    assert [how["repetition_penalty"] for how in asked] == [1.1, 1.1]
+    drawn = [(how["do_sample"], how["top_p"], how["repetition_penalty"]) for how in asked]
+    assert drawn == [(True, 0.9, 1.1)] * 2
     assert asked[0]["input_ids"].tolist() == [[2, 5, 10, 11, 3]] * 2 and "input_ids" not in asked[1]
     assert [(how["min_new_tokens"], how["max_new_tokens"]) for how in asked] == [(1, 16), (5, 20)]
     assert all(not caption.startswith("a picture of") for caption in with_opening)

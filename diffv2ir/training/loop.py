@@ -74,7 +74,8 @@ class LoopConfig:
         batch_size: samples per optimizer step, over all processes and accumulation steps.
         micro_batch_size: samples per forward pass of one process; None = as many as there are.
         schedule: "cosine" (to zero) or "constant", after a linear warm-up of `warmup_steps`.
-        optimizer: "adamw", or "adamw8bit": moments in 8 bits, a quarter of their memory; needs bitsandbytes and a GPU.
+        optimizer: "adamw", or "adamw8bit": moments in 8 bits, a quarter of their memory; needs bitsandbytes (0.50
+            does without a GPU).
         ema_decay: decay of the weight average that is saved and validated; 0 = the weights themselves.
         ema_device: where that average is: "model" = beside the weights; "cpu" = in main memory, which frees 4 bytes of
             the device for each trained parameter, and costs a transfer of them in every optimizer step.

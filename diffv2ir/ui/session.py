@@ -45,6 +45,10 @@ class BoundedCache:
             self._entries.popitem(last=False)
         return self._entries[key]
 
+    def items(self) -> list[tuple[Hashable, Any]]:
+        """All keys and entries."""
+        return list(self._entries.items())
+
 
 @dataclass(frozen=True)
 class Result:
@@ -72,9 +76,10 @@ class ExampleStyle:
 class Session:
     """The understanding of the last photos, the last results, the last grid, and whether the work should stop.
 
-    A photo's caption and segmentation map are made once (`understand`); a changed caption, map or resolution costs a
-    text embedding and an encoding (`condition`). Requests are counted when they are made, not when the model gets to
-    them: a stop ends those made so far, also the ones that still wait, and none that comes after it.
+    A photo's caption and regions are found once (`understand`), also where the map of them is asked for in another
+    style; a changed caption, map or resolution costs a text embedding and an encoding (`condition`). Requests are
+    counted when they are made, not when the model gets to them: a stop ends those made so far, also the ones that still
+    wait, and none that comes after it.
 
     Attributes:
         request: the number of the newest request.
@@ -207,8 +212,14 @@ class Session:
         way = {"captioning": preparation.get("captioning"), "caption_seed": preparation.get("caption_seed", 0)}
         first = self._ways.get(key, lambda: way)
         way = first if any_caption else way
-        key = (key, preparation.get("map_style"), *way.values())
-        return self._understood.get(key, lambda: pipe.prepare(image, **{**preparation, **way}))
+
+        def prepare() -> Conditioning:
+            known = [(asked, made) for asked, made in self._understood.items() if asked[0] == key]
+            regions = next((made.regions for _, made in known), None)
+            caption = next((made.caption for asked, made in known if asked[2:] == tuple(way.values())), None)
+            return pipe.prepare(image, caption, **{**preparation, **way, "regions": regions})
+
+        return self._understood.get((key, preparation.get("map_style"), *way.values()), prepare)
 
 
 def _size(results: Iterable[Result]) -> int:

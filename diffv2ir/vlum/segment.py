@@ -207,11 +207,25 @@ def segmentation_map(masks: Sequence[np.ndarray], size: tuple[int, int], style: 
         style: "union" = every mask white on black (what the released checkpoints were trained on);
             "regions" = each mask in its own flat colour, larger masks below.
     """
+    return draw_regions(number_regions(masks), size, style)
+
+
+def number_regions(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Which mask is seen where, larger masks below: uint16 (h, w), 0 = none, else its number from 1.
+
+    Maps of every style are drawn from it (`draw_regions`), and it is far smaller than the masks.
+    """
+    numbers = np.zeros(masks[0].shape if len(masks) else (1, 1), dtype=np.uint16)
+    for number, mask in enumerate(masks, start=1):
+        numbers[mask] = number
+    return numbers
+
+
+def draw_regions(numbers: np.ndarray, size: tuple[int, int], style: str) -> Image.Image:
+    """`number_regions` as an RGB image; `size` and `style` as of `segmentation_map`."""
     if style not in MAP_STYLES:
         raise ValueError(f"style must be one of {MAP_STYLES}, got {style!r}")
-    if not len(masks):
-        return Image.new("RGB", size)
-    canvas = np.zeros((*masks[0].shape, 3), dtype=np.uint8)  # [h, w, 3]
-    for number, mask in enumerate(masks):
-        canvas[mask] = (255, 255, 255) if style == "union" else segmentation_colour(number)
+    count = int(numbers.max())
+    colours = [(255, 255, 255)] * count if style == "union" else [segmentation_colour(n) for n in range(count)]
+    canvas = np.array([(0, 0, 0), *colours], dtype=np.uint8)[numbers]  # [h, w, 3]
     return Image.fromarray(canvas).resize(size, Image.Resampling.NEAREST)
