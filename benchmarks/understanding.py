@@ -1,6 +1,7 @@
 """What a bundle understands of photos: its captions against those of people, its maps against graph segmentation.
 
-`python -m benchmarks.understanding --data DATASET --bundle BUNDLE [--split test]`
+`python -m benchmarks.understanding --data DATASET --bundle BUNDLE [--split test]` prints Markdown: each figure with
+its 95 % bootstrap interval, and the captions of the page's examples, which are unlike the photos of the training.
 
 A caption is right about the time if it says night or not as the person did; about the main thing if it names the first
 thing that the person's caption names. Boundary recall is the share of the boundaries of
@@ -20,10 +21,12 @@ import numpy as np
 from PIL import Image
 from skimage.segmentation import felzenszwalb, find_boundaries
 
+from diffv2ir.bootstrap import mean_interval
 from diffv2ir.data import read_examples
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training.captioner import things_named
+from diffv2ir.ui.examples import example_photos
 from diffv2ir.vlum import caption_images, segmentation_map
 
 TOLERANCE = 2
@@ -41,33 +44,51 @@ def main() -> None:
     examples = read_examples(arguments.data, split=arguments.split, kinds=["pairs"])
     photos = [open_image(example.visible) for example in examples]
 
-    captions = [caption_images(pipe.captioner, pipe.captioner_processor, [photo])[0] for photo in photos]
-    for name, share in caption_figures(captions, [example.caption for example in examples]).items():
-        print(f"{name}: {share:.0%} of {len(photos)} photos")
+    def caption(photo: Image.Image) -> str:
+        return caption_images(pipe.captioner, pipe.captioner_processor, [photo])[0]
 
-    figures = [
+    captions = [caption(photo) for photo in photos]
+    maps = [
         map_figures(photo, segmentation_map(pipe.segmenter.masks(photo), photo.size, "regions")) for photo in photos
     ]
-    regions = [figure["regions"] for figure in figures]
-    print(f"regions: median {statistics.median(regions):g}, {min(regions)} to {max(regions)};", end=" ")
-    print(f"{np.mean([FEW <= count <= MANY for count in regions]):.0%} of the maps have {FEW} to {MANY}")
+    shares = caption_figures(captions, [example.caption for example in examples])
+    shares[f"{FEW} to {MANY} regions"] = [float(FEW <= figure["regions"] <= MANY) for figure in maps]
+    regions = [figure["regions"] for figure in maps]
+    rows = [
+        (name, _percent(statistics.fmean(hits)), *map(_percent, mean_interval(hits))) for name, hits in shares.items()
+    ]
     for name in ("recall", "precision"):
-        print(f"boundary {name}: {statistics.fmean(figure[name] for figure in figures):.2f}")
+        values = [figure[name] for figure in maps]
+        rows.append((f"boundary {name}", *(f"{v:.2f}" for v in (statistics.fmean(values), *mean_interval(values)))))
+    print(
+        f"`{arguments.split}`, {len(photos)} photos; regions of a map: median {statistics.median(regions):g}, "
+        f"{min(regions)} to {max(regions)}\n"
+    )
+    print("| | mean | 95 % |\n| --- | --- | --- |")
+    for name, mean, low, high in rows:
+        print(f"| {name} | {mean} | {low} to {high} |")
+    print("\n| a photo unlike those of the training | caption |\n| --- | --- |")
+    for path, _, label in example_photos(("general",)):
+        print(f"| {label.lower()} | {caption(open_image(path))} |")
 
 
-def caption_figures(captions: list[str], truths: list[str]) -> dict[str, float]:
-    """Shares of captions that are right about night or day, and about the first thing that the true caption names."""
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
+
+
+def caption_figures(captions: list[str], truths: list[str]) -> dict[str, list[float]]:
+    """For each caption 1 if it is right about night or day, and about the first thing that the true one names, or 0."""
 
     def at_night(text: str) -> bool:
         return re.search(r"\b(night|nighttime)\b", text.lower()) is not None
 
-    named = [things_named(truth) for truth in truths]
+    def names(caption: str, truth: str) -> bool:
+        return bool(things_named(truth)) and first_mentioned(truth) in things_named(caption)
+
+    both = list(zip(captions, truths, strict=True))
     return {
-        "day or night": statistics.fmean(at_night(c) == at_night(t) for c, t in zip(captions, truths, strict=True)),
-        "main thing": statistics.fmean(
-            bool(things) and first_mentioned(truth) in things_named(caption)
-            for caption, truth, things in zip(captions, truths, named, strict=True)
-        ),
+        "caption: day or night": [float(at_night(caption) == at_night(truth)) for caption, truth in both],
+        "caption: the main thing": [float(names(caption, truth)) for caption, truth in both],
     }
 
 

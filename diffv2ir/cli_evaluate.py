@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ def add_evaluate_commands(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores to FILE")
     evaluate.add_argument("--sheet", type=Path, metavar="FILE", help="write a picture: visible | map | ours | real")
     evaluate.add_argument("--sheet-scenes", type=int, default=24, metavar="N", help="scenes on the sheet (default: 24)")
+    evaluate.add_argument(
+        "--sheet-seed", type=int, metavar="N", help="draw these scenes at random (default: evenly spread ones)"
+    )
     evaluate.add_argument("--batch-size", type=int, default=4, metavar="N", help="images at a time (default: 4)")
     evaluate.add_argument(
         "--without",
@@ -104,7 +108,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     if options.json:
         options.json.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if options.sheet:
-        save_sheet(spread(translations, options.sheet_scenes), options.sheet)
+        shown = {example.id for example in _on_sheet(options, examples)}
+        save_sheet([one for one in translations if one.example.id in shown], options.sheet)
     return 0
 
 
@@ -152,7 +157,7 @@ def _translate(
     """What the bundle makes of the examples, the settings, and the hash of the bundle's weights."""
     from tqdm import tqdm
 
-    from diffv2ir.evaluate import spread, translate_examples
+    from diffv2ir.evaluate import translate_examples
     from diffv2ir.kept_pictures import KeptPictures
     from diffv2ir.outputs import output_path
 
@@ -170,7 +175,7 @@ def _translate(
     if options.save_outputs:
         kept = KeptPictures(options.save_outputs, pipe, settings, options.without)
         # The sheet shows maps, which are not kept.
-        shown = {example.id for example in spread(examples, options.sheet_scenes)} if options.sheet else ()
+        shown = {example.id for example in _on_sheet(options, examples)} if options.sheet else ()
         finished = kept.find(example for example in examples if example.id not in shown)
     left = [example for example in examples if example.id not in finished]
     with tqdm(total=len(examples), initial=len(finished), unit="image") as bar:
@@ -182,6 +187,17 @@ def _translate(
         made = translate_examples(pipe, left, settings, options.batch_size, progress, options.without, save)
     finished |= {translation.example.id: translation for translation in made}
     return [finished[example.id] for example in examples], settings, pipe.bundle_sha256
+
+
+def _on_sheet(options: argparse.Namespace, examples: list[Example]) -> list[Example]:
+    """The scenes of the sheet, in the order of all."""
+    from diffv2ir.evaluate import spread
+
+    if options.sheet_seed is None:
+        return spread(examples, options.sheet_scenes)
+    count = min(options.sheet_scenes, len(examples))
+    places = random.Random(options.sheet_seed).sample(range(len(examples)), count)
+    return [examples[place] for place in sorted(places)]
 
 
 def _save(kept: KeptPictures, batch: Sequence[Translation]) -> None:

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     """`--preset` and one flag per field of `GenerationSettings`; what is not given stays as the bundle says."""
     group = parser.add_argument_group("settings", "What is not given is taken from the bundle.")
-    group.add_argument("--preset", choices=sorted(PRESETS), help="a set of settings; the flags below go on top")
+    group.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        help="a set of settings; fast and balanced change nothing "
+        "where the bundle's own settings are as fast; the flags below go on top",
+    )
     hints = typing.get_type_hints(GenerationSettings)
     for field in dataclasses.fields(GenerationSettings):
         kind = next(
@@ -48,7 +53,10 @@ def settings_from(options: argparse.Namespace, pipe: DiffV2IRPipeline) -> Genera
         CommandError: a value out of its range, or a style that the bundle does not have.
     """
     try:
-        settings = pipe.default_settings.replace(**{**PRESETS.get(options.preset, {}), **given_settings(options)})
+        settings = pipe.default_settings
+        if options.preset:
+            settings = settings.with_preset(options.preset)
+        settings = settings.replace(**given_settings(options))
     except ValueError as error:
         raise CommandError(error) from error
     if settings.style not in pipe.styles:

@@ -75,6 +75,18 @@ def test_a_second_run_draws_what_is_not_there(data, drawn, tmp_path):
     assert drawn["pictures"] == 2  # the sheet's maps are not kept
 
 
+def test_scenes_of_the_sheet_are_drawn_by_a_seed(data, drawn, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "diffv2ir.evaluate.save_sheet", lambda scenes, path: shown.append([s.example.id for s in scenes])
+    )
+    sheet = ("--sheet", tmp_path / "sheet.png", "--sheet-scenes", 2)
+    for seed in (0, 0, 1, 2, 3):
+        assert evaluate(data, *sheet, "--sheet-seed", seed) == 0
+    assert shown[0] == shown[1] == sorted(shown[0]) and len({tuple(ids) for ids in shown}) > 1
+    assert all(len(set(ids)) == 2 for ids in shown)
+
+
 @pytest.mark.parametrize("change", ["setting", "condition", "photo", "picture", "bundle"])
 def test_a_picture_of_something_else_is_drawn_anew(data, drawn, pipe, tmp_path, monkeypatch, change):
     places = ("--save-outputs", tmp_path / "pictures")

@@ -106,12 +106,22 @@ def test_replace_keeps_the_rest():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_valid(preset):
-    changed = GenerationSettings(sampler="unipc", steps=3).replace(**PRESETS[preset])
+    changed = GenerationSettings(sampler="unipc", steps=99).with_preset(preset)
     assert all(getattr(changed, name) == value for name, value in PRESETS[preset].items())
 
 
 def test_paper_preset_is_the_default():
-    assert GenerationSettings(text_scale=1, sampler="ddim", steps=3).replace(**PRESETS["paper"]) == GenerationSettings()
+    assert GenerationSettings(text_scale=1, sampler="ddim", steps=3).with_preset("paper") == GenerationSettings()
+
+
+@pytest.mark.parametrize(("steps", "saves"), [(9, False), (10, False), (11, True)])
+def test_a_preset_that_saves_nothing_changes_nothing(steps, saves):
+    """Fewer steps than the preset's may be what the bundle is best at: more of them would be slower and worse."""
+    own = GenerationSettings(sampler="unipc", steps=steps)
+    assert (own.with_preset("fast") != own) is saves
+    # Steps alone do not say what a picture costs.
+    alone = own.replace(steps=12, visible_scale=1, segmentation_scale=1, text_scale=1)
+    assert alone.with_preset("fast").evaluations == 10
 
 
 def test_every_help_is_a_sentence_of_its_own():

@@ -69,7 +69,7 @@ def score_table(scores: Mapping[str, Any]) -> str:
 
 
 def style_table(general: Mapping[str, Any], styles: Mapping[str, Mapping[str, Any]]) -> str:
-    """Each style on the one camera it was evaluated on, beside `general` on the same pairs."""
+    """Each style on the one camera it was evaluated on, beside `general` on the same pairs, with their intervals."""
     lines = [
         "| style | camera | pairs | PSNR | SSIM | Fréchet | `general`: PSNR | SSIM | Fréchet |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -78,7 +78,7 @@ def style_table(general: Mapping[str, Any], styles: Mapping[str, Mapping[str, An
         (camera,) = [name for name in scores["model"] if name != "all"]
         ours = scores["model"][camera]
         before = general["model"][camera]
-        lines.append(f"| `{style}` | {camera} | {ours['count']} | {_cells(ours, True)} | {_cells(before)} |")
+        lines.append(f"| `{style}` | {camera} | {ours['count']} | {_cells(ours, True)} | {_cells(before, True)} |")
     return "\n".join(lines)
 
 
@@ -202,4 +202,7 @@ def _cells(score: Mapping[str, Any], intervals: bool = False) -> str:
     if intervals:
         psnr += " ({:.1f}–{:.1f})".format(*score["psnr_interval"])
         ssim += " ({:.2f}–{:.2f})".format(*score["ssim_interval"])
-    return f"{psnr} | {ssim} | {'–' if frechet is None else f'{frechet:.0f}'}"
+    distance = "–" if frechet is None else f"{frechet:.0f}"
+    if intervals and frechet is not None:
+        distance += " ({:.0f}–{:.0f})".format(*score["frechet_efficientnet_lite0_interval"])
+    return f"{psnr} | {ssim} | {distance}"

@@ -122,11 +122,10 @@ class Controls:
     @property
     def _presets(self) -> list[str]:
         """Those worth offering: what is to save time has to cost less than the bundle's own settings."""
-        own = self.defaults.evaluations
-        return [name for name in PRESETS if name not in SAVING or self._preset(name).evaluations < own]
+        return [name for name in PRESETS if name not in SAVING or self._preset(name) != self.defaults]
 
     def _preset(self, name: str) -> GenerationSettings:
-        return self.defaults.replace(**PRESETS.get(name, {}))
+        return self.defaults if name == _OWN else self.defaults.with_preset(name)
 
     def _preset_choices(self, settings: GenerationSettings) -> list[tuple[str, str]]:
         titles = {_OWN: "Of this bundle", **{name: name.capitalize() for name in self._presets}}
