@@ -139,6 +139,18 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_attention_is_plain_where_the_gradients_of_the_fused_one_are_slow(tmp_path, precision):
+    fused = []
+
+    def loss(model, draws):
+        fused.append(torch.backends.cuda.flash_sdp_enabled())  # the switch of the CPU's, too
+        return noisy_loss(model, draws)
+
+    make_loop(tmp_path, steps=2, loss=loss, mixed_precision=precision).run()
+    assert fused == [precision == "no"] * 2 and torch.backends.cuda.flash_sdp_enabled()
+
+
 def test_what_is_told_now_and_then_is_averaged_over_these_times(tmp_path):
     def loss(model, draws):
         told = {"high": torch.tensor(3.0)} if draws[0].position % 8 == 1 else {}  # of one chunk in every second step

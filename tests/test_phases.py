@@ -511,6 +511,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(lora, new_unet):
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(("precision", "channels_last"), [("no", True), ("bf16", False)])
+def test_weights_lie_as_their_gradients_are_fast(precision, channels_last, new_unet):
+    unet = prepare_unet(
+        PhaseConfig("3", LoopConfig(steps=1, mixed_precision=precision), style="dusk"), new_unet(), 4, ""
+    )
+    assert unet.conv_in.weight.is_contiguous() is not channels_last
+
+
 def test_missing_8bit_adam_is_named_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     config = PhaseConfig("2", LoopConfig(steps=1, optimizer="adamw8bit"), validation_fraction=0.0)

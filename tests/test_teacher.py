@@ -1,5 +1,6 @@
 """The teacher of phase 2: its training, its pictures, and what it is asked for."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from make_data import draw_scene, make_manifest_dataset, make_start_folder
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffv2ir.data import DataError, read_examples
 from diffv2ir.edges import brightness
@@ -54,6 +56,38 @@ def asked(folder, example, band):
     """The teacher's picture of a photo, (H, W) in [0, 1]."""
     photo = (to_tensor(open_image(example.visible))[None] + 1) / 2
     return Teacher(folder).pictures(photo, [band])[0, 0].numpy()
+
+
+class Convolutions(TorchDispatchMode):
+    """Where the weights of each convolution lie, and of what type they are, as it is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution.default:
+            self.found.append((args[1].data_ptr(), args[1].dtype))
+        return function(*args, **(kwargs or {}))
+
+
+def test_depthwise_convolutions_learn_in_float32_on_a_cpu():
+    """Their gradients in bfloat16 take three times as long; what they answer is of the precision asked for."""
+    network = copy.deepcopy(load_network())
+    kinds = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda layer, given, answer, name=name: kinds.update({name: answer.dtype}))
+    photos = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = network(photos)
+    assert set(kinds.values()) == {torch.float32}
+    depthwise = {layer.weight.data_ptr() for layer in network.modules() if getattr(layer, "groups", 1) > 1}
+    with torch.autocast("cpu", torch.bfloat16), Convolutions() as seen:
+        answer = network(photos)
+    assert {dtype for pointer, dtype in seen.found if pointer in depthwise} == {torch.float32}
+    assert len(depthwise) == sum(dtype == torch.float32 for _, dtype in seen.found)
+    assert set(kinds.values()) == {torch.bfloat16}
+    assert torch.nn.functional.cosine_similarity(answer.float(), expected)[0] > 0.99
 
 
 def test_one_teacher_knows_each_band(two_bands, tmp_path):

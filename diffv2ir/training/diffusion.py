@@ -192,7 +192,6 @@ class DiffusionObjective:
         sample = self.scheduler.add_noise(latents, noise, timesteps)
         if conditions is not None:
             sample = torch.cat([sample, conditions.to(device)], dim=1)  # [N, 3C, h, w]
-        sample = sample.contiguous(memory_format=torch.channels_last)
         output = unet(sample, timesteps, self.prompts(prompts).to(device))
         predicted = output.sample.float()
         errors = F.mse_loss(predicted, self._wanted(latents, noise, timesteps), reduction="none").mean(dim=(1, 2, 3))

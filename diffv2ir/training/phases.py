@@ -47,7 +47,7 @@ from diffv2ir.training.diffusion import (
 from diffv2ir.training.fresh import FreshConfig, FreshViews
 from diffv2ir.training.hashes import HashIndex, Share
 from diffv2ir.training.learnt import record_examples
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, optimizer_class, process_state
+from diffv2ir.training.loop import Draw, Loop, LoopConfig, half_on_cpu, optimizer_class, process_state
 from diffv2ir.training.pictures import PictureConfig, PictureLoss
 from diffv2ir.training.seeing import FeatureTarget
 from diffv2ir.training.teacher import Teacher, load_network, teacher_bands
@@ -439,7 +439,8 @@ def prepare_unet(
             f"phase {config.phase} needs a UNet of {channels} input channels, {source} has one of "
             f"{unet.config.in_channels}: start from the result of the phase before"
         )
-    unet.train().requires_grad_(config.lora is None).to(memory_format=torch.channels_last)
+    layout = torch.contiguous_format if half_on_cpu(config.loop.mixed_precision) else torch.channels_last
+    unet.train().requires_grad_(config.lora is None).to(memory_format=layout)
     if config.lora:  # after the change of layout: safetensors refuses adapters that are not contiguous
         adapter = LoraConfig(
             r=config.lora.rank,
