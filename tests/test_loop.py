@@ -2,6 +2,7 @@ import contextlib
 import errno
 import io
 import json
+import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,6 +138,20 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
         loop._optimizer_step()
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_that_is_freed_stays_for_the_next_step(tmp_path):
+    make_loop(tmp_path)  # on a CPU
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.ones(1 << 24)  # 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert faults() < 1000
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

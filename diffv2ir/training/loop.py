@@ -8,10 +8,12 @@ that was never interrupted, and the same holds for any number of accumulation st
 from __future__ import annotations
 
 import copy
+import ctypes
 import json
 import logging
 import math
 import shutil
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +41,9 @@ from diffv2ir.training.sharding import gathered, part_like, shard
 
 logger = logging.getLogger(__name__)
 
+# Options of glibc's `mallopt`: how many blocks may be mapped apart; how much free memory on end is given back.
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1
+
 OPTIMIZERS = ("adamw", "adamw8bit")
 _STEP_DIGITS = 7
 
@@ -60,6 +65,16 @@ def half_on_cpu(mixed_precision: str) -> bool:
     of these two are slow in bfloat16, not those in float32, nor those on a GPU.
     """
     return mixed_precision == "bf16" and process_state().device.type == "cpu"
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free for those of the next step, not give it back and ask for it, zeroed, anew.
+
+    A training on a CPU takes a fifth to a quarter less time. Other C libraries stay as they are.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_TRIM_THRESHOLD, -1)
 
 
 def _accelerator(mixed_precision: str) -> Accelerator:
@@ -257,6 +272,8 @@ class Loop:
         process_state()  # before the accelerator, which would set it up with less patience
         self.accelerator = _accelerator(config.mixed_precision)
         _check_sharing(self.accelerator.distributed_type)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.sampler = Sampler(count, config.seed, weights)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("the model has no trainable parameter")
