@@ -425,6 +425,7 @@ def test_bundles_knows_what_was_fetched_into_a_folder(
 
 
 def test_bundles_lists_what_is_here(server, bundle_folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # results of trainings below the folder are listed, too
     monkeypatch.setenv("DIFFV2IR_TINY", str(bundle_folder))
     monkeypatch.setitem(SOURCES, "sd15", FOLDER)
     monkeypatch.setitem(SOURCES, "flir", FILE)
