@@ -68,7 +68,7 @@ def server(bundle: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}/"
-    process = subprocess.Popen([sys.executable, APP, "--bundle", bundle, "--port", str(port)])
+    process = subprocess.Popen([sys.executable, APP, "--bundle", bundle, "--port", str(port)], stdout=sys.stderr)
     try:
         deadline = time.monotonic() + PATIENCE
         while True:
