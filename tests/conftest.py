@@ -27,11 +27,17 @@ from transformers import (
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.vlum import SamSegmenter
 
+
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One more than there are cores: some tests wait for a browser, or for processes of their own."""
+    return (os.cpu_count() or 1) + 1
+
+
 # No test is about time: a busy machine must not fail one.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# One thread each, here and in the processes that tests start: there are as many workers as cores.
+# One thread each, here and in the processes that tests start: there are more workers than cores.
 torch.set_num_threads(1)
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
