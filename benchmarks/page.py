@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from gradio_client import Client, handle_file
@@ -48,12 +49,14 @@ def visit(bundle: str, photos: list[str]) -> dict[str, list[float]]:
     with server(bundle) as address:
         page = time.monotonic() - started
         client = Client(address, verbose=False)
-        ends = [time.monotonic() for photo in photos if client.predict(handle_file(photo), api_name="/translate")]
-    later = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        ends = []
+        for photo in photos:
+            client.predict(handle_file(photo), api_name="/translate")
+            ends.append(time.monotonic())
     return {
         "from the start to the page": [page],
         "from the start to the first picture": [ends[0] - started],
-        "a photo to its picture, after that": later,
+        "a photo to its picture, after that": [after - before for before, after in pairwise(ends)],
     }
 
 

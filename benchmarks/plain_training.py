@@ -39,7 +39,7 @@ class PlainTraining:
         scheduler: DDPMScheduler,
     ):
         self.config, self.vae, self.text_encoder, self.scheduler = config, vae, text_encoder, scheduler
-        self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision, torch.float32)
+        self.dtype = config.half or torch.float32
         share, micro = config.share(processes=1)
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=share // micro

@@ -108,7 +108,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     if options.json:
         options.json.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if options.sheet:
-        shown = {example.id for example in _on_sheet(options, examples)}
+        shown = _on_sheet(options, examples)
         save_sheet([one for one in translations if one.example.id in shown], options.sheet)
     return 0
 
@@ -175,7 +175,7 @@ def _translate(
     if options.save_outputs:
         kept = KeptPictures(options.save_outputs, pipe, settings, options.without)
         # The sheet shows maps, which are not kept.
-        shown = {example.id for example in _on_sheet(options, examples)} if options.sheet else ()
+        shown = _on_sheet(options, examples) if options.sheet else ()
         finished = kept.find(example for example in examples if example.id not in shown)
     left = [example for example in examples if example.id not in finished]
     with tqdm(total=len(examples), initial=len(finished), unit="image") as bar:
@@ -189,15 +189,14 @@ def _translate(
     return [finished[example.id] for example in examples], settings, pipe.bundle_sha256
 
 
-def _on_sheet(options: argparse.Namespace, examples: list[Example]) -> list[Example]:
-    """The scenes of the sheet, in the order of all."""
+def _on_sheet(options: argparse.Namespace, examples: list[Example]) -> set[str]:
+    """The ids of the scenes on the sheet."""
     from diffv2ir.evaluate import spread
 
-    if options.sheet_seed is None:
-        return spread(examples, options.sheet_scenes)
     count = min(options.sheet_scenes, len(examples))
-    places = random.Random(options.sheet_seed).sample(range(len(examples)), count)
-    return [examples[place] for place in sorted(places)]
+    evenly = options.sheet_seed is None
+    drawn = spread(examples, count) if evenly else random.Random(options.sheet_seed).sample(examples, count)
+    return {example.id for example in drawn}
 
 
 def _save(kept: KeptPictures, batch: Sequence[Translation]) -> None:

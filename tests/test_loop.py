@@ -2,7 +2,7 @@ import contextlib
 import errno
 import io
 import json
-import resource
+import platform
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,7 +104,7 @@ def test_8bit_moments_survive_a_stop(tmp_path):
     weight.grad = torch.ones_like(weight)
     try:
         bitsandbytes.optim.AdamW8bit([weight]).step()
-    except (RuntimeError, NotImplementedError, AttributeError) as error:
+    except (RuntimeError, AttributeError) as error:  # older ones lack the functions of a CPU
         pytest.skip(f"this bitsandbytes cannot do it here: {error}")
 
     def run(folder, *stops):
@@ -140,8 +140,9 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries stay as they are")
 def test_memory_that_is_freed_stays_for_the_next_step(tmp_path):
+    resource = pytest.importorskip("resource")
     make_loop(tmp_path)  # on a CPU
 
     def faults():

@@ -310,9 +310,8 @@ def _footprint(
         return None
     activations = None
     if batch is not None:
-        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.loop.mixed_precision)
         tokens = text_encoder.config.max_position_embeddings
-        activations = activation_size(unet, batch[0], config.view.crop // stride, tokens, half)
+        activations = activation_size(unet, batch[0], config.view.crop // stride, tokens, config.loop.half)
     return Footprint(
         count_trainable(unet),
         count_parameters(unet),

@@ -58,13 +58,13 @@ def process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
 
 
-def half_on_cpu(mixed_precision: str) -> bool:
+def half_on_cpu(config: LoopConfig) -> bool:
     """Whether a training computes in bfloat16 on a CPU.
 
     There, plain attention and torch's own layout take half the time of fused attention and channels_last: the gradients
     of these two are slow in bfloat16, not those in float32, nor those on a GPU.
     """
-    return mixed_precision == "bf16" and process_state().device.type == "cpu"
+    return config.half is torch.bfloat16 and process_state().device.type == "cpu"
 
 
 def keep_freed_memory() -> None:
@@ -145,6 +145,11 @@ class LoopConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """In what is computed with `mixed_precision`; None = in float32, as without it."""
+        return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.mixed_precision)
 
     def share(self, processes: int) -> tuple[int, int]:
         """Samples of one process per optimizer step, and per forward pass.
@@ -369,7 +374,7 @@ class Loop:
             sync = number == len(chunks) - 1
             # A shared model adds up its parts after every chunk: until the last one, each process would hold the whole.
             waits = nullcontext() if sync or self.shared else accelerator.no_sync(self.model)
-            attention = sdpa_kernel(SDPBackend.MATH) if half_on_cpu(config.mixed_precision) else nullcontext()
+            attention = sdpa_kernel(SDPBackend.MATH) if half_on_cpu(config) else nullcontext()
             with accelerator.autocast(), attention, waits:
                 losses = self.loss(self.model, chunk)
                 accelerator.backward(losses["loss"] / len(chunks))

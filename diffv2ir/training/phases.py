@@ -439,7 +439,7 @@ def prepare_unet(
             f"phase {config.phase} needs a UNet of {channels} input channels, {source} has one of "
             f"{unet.config.in_channels}: start from the result of the phase before"
         )
-    layout = torch.contiguous_format if half_on_cpu(config.loop.mixed_precision) else torch.channels_last
+    layout = torch.contiguous_format if half_on_cpu(config.loop) else torch.channels_last
     unet.train().requires_grad_(config.lora is None).to(memory_format=layout)
     if config.lora:  # after the change of layout: safetensors refuses adapters that are not contiguous
         adapter = LoraConfig(
@@ -526,8 +526,7 @@ def _picture_loss(config: PhaseConfig, parts: Parts) -> PictureLoss:
     network = None
     if config.picture.perceptual:
         network = copy.deepcopy(load_network(loss_network)).to(process_state().device)
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.loop.mixed_precision, torch.float32)
-    return PictureLoss(config.picture, parts.vae, network, dtype)
+    return PictureLoss(config.picture, parts.vae, network, config.loop.half or torch.float32)
 
 
 def _shown_loss(
