@@ -105,7 +105,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def prepare(options: argparse.Namespace):
-    """The page for these options, and what else its launch needs. The model loads meanwhile.
+    """The page for these options, and what else its launch needs. The model loads once it is served.
 
     Raises:
         CommandError: no such bundle, style or file of users; no package for what an option asks for.
@@ -130,7 +130,7 @@ def prepare(options: argparse.Namespace):
         raise CommandError(error) from error
     model = Model(facts, lending_gpu(lambda: load_pipeline(options)))
     limits = Limits(options.max_photos, ClipLimits(frames=options.max_frames))
-    demo = build_demo(model.start(), options.queue_size, options.concurrency, limits)
+    demo = build_demo(model, options.queue_size, options.concurrency, limits)
     return demo, {"auth": users} if users else {}
 
 

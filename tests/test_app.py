@@ -134,19 +134,21 @@ def health(url):
 
 
 def test_health_tells_whether_the_model_is_there(bundle_folder):
-    go = threading.Event()
+    go, begun = threading.Event(), threading.Event()
 
     def load():
+        begun.set()
         go.wait(60)
         return DiffV2IRPipeline.from_pretrained(bundle_folder)
 
-    model = Model(BundleFacts.read(bundle_folder), load).start()
+    model = Model(BundleFacts.read(bundle_folder), load)
     demo = serve(build_demo(model), "127.0.0.1", None, wait=False, quiet=True)
     try:
         status, answer = health(demo.local_url)
         assert status == 503 and answer["state"] == "loading" and answer["bundle"] == "mini"
         with urllib.request.urlopen(demo.local_url) as page:  # the page is up before the model
             assert page.status == 200
+        assert begun.wait(60)  # though nobody asked for it
         go.set()
         model.get()
         assert health(demo.local_url)[0] == 200
@@ -234,7 +236,7 @@ def test_a_full_queue_is_told(photo, tmp_path):
         go.wait(60)
         raise OSError("never there")
 
-    model = Model(BundleFacts("x", GenerationSettings(), ("general",)), load).start()
+    model = Model(BundleFacts("x", GenerationSettings(), ("general",)), load)
     demo = serve(build_demo(model, queue_size=1), "127.0.0.1", None, wait=False, quiet=True)
     try:
         client = Client(demo.local_url, verbose=False)

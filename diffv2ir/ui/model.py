@@ -84,6 +84,7 @@ class Model:
         self._load, self._ready = load, threading.Event()
         self._pipe: DiffV2IRPipeline | None = None
         self._error: BaseException | None = None
+        self._starting = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="diffv2ir-load", daemon=True)
 
     @classmethod
@@ -93,11 +94,11 @@ class Model:
         model._work()
         return model
 
-    def start(self) -> Model:
+    def start(self) -> None:
         """Begin to load, if that has not begun."""
-        if not (self._ready.is_set() or self._thread.is_alive()):
-            self._thread.start()
-        return self
+        with self._starting:
+            if self._thread.ident is None and not self._ready.is_set():
+                self._thread.start()
 
     @property
     def state(self) -> str:

@@ -18,7 +18,7 @@ HEALTH = "/health"
 
 
 def serve(demo: gr.Blocks, host: str, port: int | None, wait: bool = True, **options: Any) -> gr.Blocks:
-    """Launch the page with its health endpoint; with `wait`, until the process is stopped.
+    """Launch the page with its health endpoint, then load the model; with `wait`, until the process is stopped.
 
     Raises:
         OSError: host or port cannot be used.
@@ -29,6 +29,7 @@ def serve(demo: gr.Blocks, host: str, port: int | None, wait: bool = True, **opt
     app, _, _ = demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, **launch)
     # First: Gradio's own routes answer every other path.
     app.router.routes.insert(0, Route(HEALTH, health(demo.page.model)))
+    demo.page.model.start()  # not before, as the page would wait while torch is imported
     if wait:
         demo.block_thread()
     return demo
