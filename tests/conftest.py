@@ -1,31 +1,20 @@
-"""A complete bundle of the real classes at the smallest configurations, made once per test session."""
+"""What tests share. What takes seconds to import is imported where it is used: the process that hands out the tests
+reads this file, too."""
 
-import json
+from __future__ import annotations
+
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from hypothesis import settings
-from peft import LoraConfig
 from PIL import Image
-from transformers import (
-    BertTokenizer,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipImageProcessor,
-    BlipProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-)
 
-from diffv2ir.pipeline import DiffV2IRPipeline
-from diffv2ir.vlum import SamSegmenter
+if TYPE_CHECKING:
+    from diffv2ir.pipeline import DiffV2IRPipeline
 
 
 def pytest_xdist_auto_num_workers(config) -> int:
@@ -37,117 +26,12 @@ def pytest_xdist_auto_num_workers(config) -> int:
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# One thread each, here and in the processes that tests start: there are more workers than cores.
-torch.set_num_threads(1)
+# One thread each, here and in the processes that tests start: there are more workers than cores. Read by torch when it
+# is imported.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-V_PREDICTION = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
-EPSILON = dict(prediction_type="epsilon", timestep_spacing="leading", steps_offset=1)
-SCHEDULE = dict(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
-)
-
-
-def make_unet(in_channels: int = 12, seed: int = 0) -> UNet2DConditionModel:
-    torch.manual_seed(seed)
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=in_channels,
-        out_channels=4,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        norm_num_groups=8,
-    ).eval()
-
-
-def add_adapter(
-    unet: UNet2DConditionModel, name: str = "style", targets: Sequence[str] = ("to_q", "conv1"), seed: int = 5
-) -> UNet2DConditionModel:
-    """Give `unet` a low-rank adapter that changes what it computes."""
-    unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=list(targets)), name)
-    with torch.no_grad():
-        for key, parameter in unet.named_parameters():
-            if "lora_B" in key:
-                parameter.normal_(generator=torch.Generator().manual_seed(seed))
-    return unet
-
-
-def make_vae() -> AutoencoderKL:
-    torch.manual_seed(1)
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 16),
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        scaling_factor=0.5,
-    ).eval()
-
-
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A real CLIP tokenizer that knows single letters and a few merges."""
-    letters = [chr(code) for code in range(33, 127)]
-    merges = ["i n", "r e", "a n", "in f", "o f</w>"]
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
-    vocabulary = {token: number for number, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
-
-
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    torch.manual_seed(2)
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=37,
-            num_attention_heads=4,
-            num_hidden_layers=2,
-            max_position_embeddings=16,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    ).eval()
-
-
-def make_captioner(folder: Path) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "street", "car", "tree", "sky", "with", "and"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    tokenizer = BertTokenizer.from_pretrained(folder)
-    special = dict(bos_token_id=2, eos_token_id=3, sep_token_id=3, pad_token_id=0)
-    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    torch.manual_seed(3)
-    config = BlipConfig(
-        text_config=dict(
-            vocab_size=len(words), encoder_hidden_size=16, projection_dim=16, max_position_embeddings=32,
-            **small, **special,
-        ),
-        vision_config=dict(image_size=32, patch_size=16, projection_dim=16, **small),
-        projection_dim=16,
-    )  # fmt: skip
-    model = BlipForConditionalGeneration(config).eval()
-    model.generation_config.update(max_new_tokens=5, **{k: v for k, v in special.items() if k != "sep_token_id"})
-    processor = BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer)
-    return model, processor
-
-
-def make_segmenter() -> SamSegmenter:
-    torch.manual_seed(4)
-    return SamSegmenter(
-        image_size=64, patch_size=16, embed_dim=16, depth=1, num_heads=2, global_attn_indexes=(0,), window_size=2,
-        prompt_dim=16, mask_in_chans=4, decoder_depth=1, decoder_heads=2, decoder_mlp_dim=16,
-        points_per_side=2, points_per_batch=4, pred_iou_thresh=-100.0, stability_score_thresh=-100.0,
-    ).eval()  # fmt: skip
+# No file of a test has to outlive a power failure.
+os.fsync = lambda descriptor: None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -163,49 +47,31 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def new_unet():
     """Makes the bundle's UNet anew, with other input channels or another seed if asked."""
+    from make_bundle import make_unet
+
     return make_unet
 
 
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory) -> Path:
     """A saved bundle with the style "night". Tests that change it must copy it first."""
-    folder = tmp_path_factory.mktemp("bundle") / "mini"
-    parts = tmp_path_factory.mktemp("parts")
-    unet = make_unet()
-    tokenizer = make_tokenizer(parts / "tokenizer")
-    captioner, processor = make_captioner(parts / "captioner")
-    pipe = DiffV2IRPipeline(
-        unet=unet,
-        vae=make_vae(),
-        text_encoder=make_text_encoder(tokenizer),
-        tokenizer=tokenizer,
-        scheduler=DDPMScheduler(**SCHEDULE, **V_PREDICTION),
-        captioner=captioner,
-        captioner_processor=processor,
-        segmenter=make_segmenter(),
-        defaults={"steps": 4, "resolution": 64, "sampler": "dpmpp_2m", "text_scale": 3.0},
-        map_style="regions",
-        styles=["night"],
-        name="mini",
-    )
-    add_adapter(make_unet(), "night").save_lora_adapter(folder / "styles" / "night", "night")
-    pipe.save_pretrained(folder)
-    return folder
+    from make_bundle import make_bundle
+
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "mini", tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="session")
 def grown_folder(bundle_folder, tmp_path_factory) -> Path:
     """The bundle with base and phase 1."""
-    folder = tmp_path_factory.mktemp("grown") / "bundle"
-    shutil.copytree(bundle_folder, folder)
-    base = make_unet(in_channels=4, seed=8)
-    base.save_pretrained(folder / "phases" / "base")
-    add_adapter(base, "infrared", seed=6).save_lora_adapter(folder / "phases" / "infrared", "infrared")
-    return folder
+    from make_bundle import grow
+
+    return grow(shutil.copytree(bundle_folder, tmp_path_factory.mktemp("grown") / "bundle"))
 
 
 @pytest.fixture(scope="session")
 def _loaded(bundle_folder) -> DiffV2IRPipeline:
+    from diffv2ir.pipeline import DiffV2IRPipeline
+
     return DiffV2IRPipeline.from_pretrained(bundle_folder)
 
 
@@ -232,6 +98,7 @@ def conditioning(_loaded, photo):
 @pytest.fixture(scope="module")
 def served(bundle_folder):
     """The page on a free port of this machine, with a pipeline of its own."""
+    from diffv2ir.pipeline import DiffV2IRPipeline
     from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
 
     pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import EPSILON, SCHEDULE
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from make_bundle import EPSILON, SCHEDULE
 
 from benchmarks import by_scene, flops, inference, level_error, literal, optimisations, training
 from benchmarks.held_out import few_of_each_scene

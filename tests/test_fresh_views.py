@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_vae
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_bundle import make_vae
 from make_data import draw_scene, make_manifest_dataset, make_start_folder
 from PIL import Image, ImageEnhance
 

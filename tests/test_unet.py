@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from conftest import add_adapter
 from diffusers import UNet2DConditionModel
+from make_bundle import add_adapter
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
