@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffv2ir.hub_sources import HUB_ID, RELEASED, named
+from diffv2ir.hub_sources import HUB_ID, RELEASED, is_released, named
 from diffv2ir.schedule import check_schedule
 from diffv2ir.settings import GENERAL_STYLE, MAP_STYLES, GenerationSettings
 from diffv2ir.vlum.prompt import BANDS
@@ -47,24 +47,27 @@ def resolve(name: str | os.PathLike, revision: str | None = None, cache_dir: str
     """The folder of a bundle.
 
     Args:
-        name: "tiny" (the embedded bundle; the environment variable DIFFV2IR_TINY names another place for it), a folder,
-            or the id "owner/name" of a repository on the Hugging Face hub, which is downloaded once; "owner/name@REV"
-            takes another commit, branch or tag than its newest state.
+        name: "tiny" (the embedded bundle; the environment variable DIFFV2IR_TINY names another place for it); a folder;
+            the id "owner/name" of a repository on the Hugging Face hub, which is downloaded once; or one of
+            `hub_sources.RELEASED`, which is downloaded and converted once. "NAME@REV" takes another commit, branch or
+            tag than the newest state.
         revision: the same; what follows the "@" goes first.
 
     Raises:
-        BundleError: not found, or the hub cannot be reached.
+        BundleError: not found, or it cannot be fetched or converted.
     """
     if str(name) == TINY:
         return _resolve_tiny()
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    _refuse_source(str(name))
+    if named(str(name)) is not None and not folder.exists():
+        return _released(str(name), revision, cache_dir)
     match = HUB_ID.fullmatch(str(name))
     if match is None or folder.exists():
         raise BundleError(
-            f"{name}: no such folder (a bundle is 'tiny', a folder, or a hub id 'owner/name' or 'owner/name@REVISION')"
+            f"{name}: no such folder (a bundle is 'tiny', a folder, a hub id 'owner/name' or 'owner/name@REVISION', "
+            f"or one of {', '.join(RELEASED)})"
         )
     return _download(match[1], match[2] or revision, cache_dir)
 
@@ -83,17 +86,17 @@ def _resolve_tiny() -> Path:
     raise BundleError(f"the embedded bundle is not there: looked in {' and '.join(map(str, places))}")
 
 
-def _refuse_source(name: str) -> None:
-    """Names that `fetch` knows are taken for bundles: say what they are."""
-    source = named(name)
-    if source is None:
-        return
-    if name.partition("@")[0] in RELEASED:
-        raise BundleError(
-            f"{name} is a released checkpoint ({source.what}), not a bundle: `python -m diffv2ir convert {name} --to "
-            "FOLDER --captioner blip --segmenter sam --tokenizer sd15` fetches it and makes a bundle of it"
-        )
-    raise BundleError(f"{name} is not a bundle: {source.what}")
+def _released(name: str, revision: str | None, cache_dir: str | os.PathLike | None) -> Path:
+    from diffv2ir.convert.checkpoint import ConvertError
+    from diffv2ir.convert.released import released_bundle
+    from diffv2ir.hub import HubError
+
+    if not is_released(name):
+        raise BundleError(f"{name} is not a bundle: {named(name).what}")
+    try:
+        return released_bundle(name if "@" in name or not revision else f"{name}@{revision}", cache_dir)
+    except (HubError, ConvertError, OSError) as error:
+        raise BundleError(f"{name}: {error}") from error
 
 
 def _download(name: str, revision: str | None, cache_dir: str | os.PathLike | None) -> Path:

@@ -8,6 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Where this program keeps what it can make again, there or not."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffv2ir"
+
+
 def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder, flush it, and only then give it its name. A failure leaves nothing behind."""
     partial = folder.with_name(f".{folder.name}.partial")

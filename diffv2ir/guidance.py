@@ -23,6 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffv2ir.files import cache_folder
+
 logger = logging.getLogger(__name__)
 
 # Above this many seconds one evaluation fills the device by itself: a batch gains nothing, and measuring takes long.
@@ -147,7 +149,7 @@ class BranchPlan:
     """
 
     def __init__(self, path: str | Path | None = None):
-        self.path = Path(path) if path else _cache_folder() / "branches.json"
+        self.path = Path(path) if path else cache_folder() / "branches.json"
         self._known: dict[str, bool] = {}
 
     def together(self, unet: torch.nn.Module, latents: Tensor, timestep: Tensor, branches: Sequence[Branch]) -> bool:
@@ -183,10 +185,6 @@ class BranchPlan:
             logger.warning(
                 "%s cannot be written (%s): the fastest way to evaluate is measured per process", self.path, error
             )
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffv2ir"
 
 
 def _key(unet: torch.nn.Module, latents: Tensor, branches: Sequence[Branch]) -> str:

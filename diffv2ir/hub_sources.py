@@ -75,8 +75,8 @@ SOURCES = {
     "flir": _released("FLIR.ckpt", "the paper's checkpoint of FLIR, after phase 3"),
 }
 
-# Single files that `convert` makes bundles of.
 RELEASED = ("stage2", "m3fd", "flir")
+"""Single files that bundles are made of."""
 
 
 def named(name: str) -> Source | None:
@@ -86,3 +86,8 @@ def named(name: str) -> Source | None:
     if source is None or not at:
         return source
     return replace(source, revision=revision) if revision else None
+
+
+def is_released(name: str) -> bool:
+    """Whether this names a checkpoint of the paper, in whichever commit, branch or tag."""
+    return name.partition("@")[0] in RELEASED and named(name) is not None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffv2ir import bundle, hub, partial
+from diffv2ir.convert.released import bundles_folder
 
 _CHECKPOINTS = (".ckpt", ".pth", ".safetensors")
 # Below the folder that the program runs in: what README's conversions and trainings make.
@@ -33,7 +34,7 @@ class Entry:
 
 def inventory(folders: Sequence[Path] = ()) -> list[Entry]:
     """The embedded bundle, `folders` and single files, what conversions and trainings made in `bundles/` and `runs/`,
-    and what the hub's cache holds of use for this program.
+    what the paper's checkpoints were converted to, and what the hub's cache holds of use for this program.
     """
     entries = []
     try:
@@ -46,6 +47,7 @@ def inventory(folders: Sequence[Path] = ()) -> list[Entry]:
     entries.extend(_bundle_entry(str(path), path) for path in _results() if path.resolve() not in given)
     for name, source in hub.SOURCES.items():
         entries.extend(_source_entries(name, source))
+    entries.extend(_bundle_entry(path.name, path) for path in _converted())
     entries.extend(_cached_bundles())
     return entries
 
@@ -53,6 +55,11 @@ def inventory(folders: Sequence[Path] = ()) -> list[Entry]:
 def _results() -> list[Path]:
     """The bundles among `_RESULTS`, and none of the text-to-image folders of base and phase 1."""
     return [path for pattern in _RESULTS for path in sorted(Path().glob(pattern)) if _is_bundle(path)]
+
+
+def _converted() -> list[Path]:
+    """The bundles that were made of released checkpoints at first use."""
+    return sorted(path for path in bundles_folder().glob("*") if path.is_dir() and _is_bundle(path))
 
 
 def _bundle_entry(name: str, folder: Path) -> Entry:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 # What a command says about where its model comes from and how it is placed.
-_TOLD = ("diffv2ir.hub", "diffv2ir.memory")
+_TOLD = ("diffv2ir.hub", "diffv2ir.memory", "diffv2ir.convert")
 
 
 class CommandError(Exception):
@@ -26,7 +26,10 @@ class CommandError(Exception):
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """`--bundle`, `--device`, `--dtype`, `--memory` and `--compile`, as `load_pipeline` takes them."""
     parser.add_argument(
-        "--bundle", default="tiny", help="'tiny', a folder, or a hub id, OWNER/NAME[@REVISION] (default: tiny)"
+        "--bundle",
+        default="tiny",
+        help="'tiny'; a folder; a hub id, OWNER/NAME[@REVISION]; or stage2, m3fd, flir: the paper's checkpoints, "
+        "fetched and converted at first use (default: tiny)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
     parser.add_argument(

@@ -51,7 +51,9 @@ def phase_parser(default_config: Path, description: str) -> argparse.ArgumentPar
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, help="dataset folder: manifest.jsonl, or rgb/ ir/ [seg/]")
     parser.add_argument(
-        "--start", help="folder in the diffusers layout, tiny, or sd15 or a hub id, each with @REVISION if wished"
+        "--start",
+        help="folder in the diffusers layout, tiny, or sd15, stage2, m3fd, flir or a hub id, each with @REVISION if "
+        "wished",
     )
     parser.add_argument("--output", type=Path, help="folder of the run; start again to resume")
     parser.add_argument("--config", type=Path, default=default_config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,15 @@ def locate_part(flag: str, name: str | None, tell: Tell) -> str | None:
     if flag == "--captioner" and match is not None and not Path(name).exists():
         return str(hub.download(_captioner(*match.groups()), tell=tell))
     return str(_inner(flag, Path(name))) if Path(name).is_dir() else name
+
+
+def fetch_part(flag: str, name: str, cache_dir: str | os.PathLike | None = None) -> Path:
+    """A captioner, segmenter or tokenizer by its name in `hub.SOURCES`.
+
+    Raises:
+        HubError: it cannot be fetched.
+    """
+    return _inner(flag, hub.download(_wanted(flag, name, hub.SOURCES[name]), cache_dir=cache_dir))
 
 
 def _named(name: str, tell: Tell) -> hub.Source | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from diffv2ir import bundle, hub
 from diffv2ir.convert.parts import write_captioner, write_segmenter
+from diffv2ir.convert.released import released_folder
 from diffv2ir.files import write_atomically
-from diffv2ir.hub_sources import HUB_ID
+from diffv2ir.hub_sources import HUB_ID, is_released
 from diffv2ir.training.loop import process_state
 
 logger = logging.getLogger(__name__)
@@ -33,17 +34,22 @@ def locate_start(name: str, fetch: bool = True) -> Path:
     """The folder that a training starts from, or that holds captioner and segmenter.
 
     Args:
-        name: "tiny"; a folder; a name of `hub.SOURCES` that is a folder, "sd15"; or a hub id "owner/name". What
-            `hub.SOURCES` pins is taken as pinned; "NAME@REVISION" chooses another commit, tag or branch of either.
+        name: "tiny"; a folder; "sd15"; one of the paper's checkpoints, as `bundle.resolve` takes them; or a hub id
+            "owner/name". What `hub.SOURCES` pins is taken as pinned; "NAME@REVISION" chooses another commit, tag or
+            branch of any.
         fetch: False takes what was fetched before, and asks nobody.
 
     Returns:
         A path; of a local name as it is, there or not.
 
     Raises:
-        HubError: it cannot be fetched; or, with `fetch` off, it is not here.
+        HubError: it cannot be fetched; or, with `fetch` off, it is not here. BundleError: it cannot be converted.
     """
     if name == bundle.TINY:
+        return bundle.resolve(name)
+    if is_released(name) and not Path(name).exists():
+        if not fetch and not released_folder(name).is_dir():
+            raise hub.HubError(f"{name} {NOT_HERE}")
         return bundle.resolve(name)
     source = _source(name)
     if Path(name).is_dir() or source is None:
