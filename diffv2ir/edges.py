@@ -91,8 +91,13 @@ def follow_edges_of_batch(pictures: Tensor, photos: Tensor, radius: int, blur: f
             and w or as large.
         radius, blur, flat: as there; `blur` at least 0.1, `radius` less than h and w.
 
-    Returns: (N, 1, H, W).
+    Returns: (N, 1, H, W), float32 also where autocast is on: variances are small differences of large numbers.
     """
+    with torch.autocast(photos.device.type, enabled=False):
+        return _followed(pictures.float(), photos.float(), radius, blur, flat)
+
+
+def _followed(pictures: Tensor, photos: Tensor, radius: int, blur: float, flat: float) -> Tensor:
     channels = photos.shape[1]
     guides = F.adaptive_avg_pool2d(photos, pictures.shape[-2:])
     reach = round(4 * blur)  # as OpenCV, which cuts it off there

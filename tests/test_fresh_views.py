@@ -84,6 +84,16 @@ def test_edges_are_followed_as_opencv_does_it(seed, size, coarser):
     np.testing.assert_allclose(followed, expected, atol=2e-3)
 
 
+def test_edges_of_bright_photos_are_the_same_in_half_precision():
+    photo, infrared = draw_scene(0, (64, 64))
+    photos = 1 - (to_tensor(photo)[None] / 2 + 0.5) / 20  # a sky: what it varies by is less than bfloat16 tells apart
+    pictures = torch.from_numpy(brightness(infrared))[None, None]
+    window = generated_window(8, pictures.shape)
+    expected = follow_edges_of_batch(pictures, photos, *window)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(follow_edges_of_batch(pictures, photos, *window), expected)
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1000), st.tuples(*[st.floats(0.7, 1.4)] * 3))
 def test_photos_are_exposed_as_pillow_does_it(seed, factors):
