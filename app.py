@@ -141,7 +141,7 @@ def read_users(path: Path) -> list[tuple[str, str]]:
         CommandError: no such file, a line of another form, or no user at all.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"--auth-file {path} cannot be read: {error}") from error
     users = []

@@ -73,11 +73,11 @@ def translate_photos(
         if not goes_on(0, settings.steps):
             return
         output, status, error = None, DONE, ""
-        started = time.monotonic()
+        started, own = time.monotonic(), settings.with_seed()
         try:
-            conditioning = pipe.prepare(photo, caption, segmentation, **settings.preparation)
+            conditioning = pipe.prepare(photo, caption, segmentation, **own.preparation)
             if goes_on(0, settings.steps):
-                output = pipe.generate(conditioning, settings, goes_on)
+                output = pipe.generate(conditioning, own, goes_on)
         except (ImageError, FloatingPointError, OutOfDeviceMemory) as problem:
             status, error = FAILED, without_folder(str(problem), photo)
         else:

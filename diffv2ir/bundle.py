@@ -19,6 +19,7 @@ from diffv2ir.vlum.prompt import BANDS
 TINY = "tiny"
 INDEX = "model_index.json"
 STYLES = "styles"
+PHASES = "phases"
 ADAPTER = "pytorch_lora_weights.safetensors"
 
 # Component -> classes it may be of, and whether it has weights.
@@ -60,7 +61,7 @@ def resolve(name: str | os.PathLike, revision: str | None = None, cache_dir: str
         return _resolve_tiny()
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        return folder.absolute()  # a folder of the name "tiny" is not taken for the embedded bundle when asked again
     if named(str(name)) is not None and not folder.exists():
         return _released(str(name), revision, cache_dir)
     match = HUB_ID.fullmatch(str(name))
@@ -102,7 +103,7 @@ def _released(name: str, revision: str | None, cache_dir: str | os.PathLike | No
 def _download(name: str, revision: str | None, cache_dir: str | os.PathLike | None) -> Path:
     from diffv2ir import hub
 
-    parts = (INDEX, "README.md", f"{STYLES}/**", *(f"{component}/*" for component in COMPONENTS))
+    parts = (INDEX, "README.md", f"{STYLES}/**", f"{PHASES}/**", *(f"{component}/*" for component in COMPONENTS))
     try:
         return hub.download(hub.Source(name, "a bundle", revision or "main", patterns=parts), cache_dir=cache_dir)
     except hub.HubError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffv2ir import imaging
 from diffv2ir.axes import Axis, GridError, parse_axis
 from diffv2ir.imaging import ImageSource
-from diffv2ir.settings import MAX_SEED, GenerationSettings
+from diffv2ir.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -121,8 +120,7 @@ def plan(
         raise GridError(f"{count} cells are more than the {max_cells} that are allowed; take fewer values")
     if styles and "style" not in names and settings.style not in styles:
         raise GridError(f"style: {settings.style!r} is none of {', '.join(styles)}")
-    if settings.seed is None:
-        settings = settings.replace(seed=random.SystemRandom().randint(0, MAX_SEED))
+    settings = settings.with_seed()
     conditions = {"caption": use_caption and has_caption, "map": use_map}
     # Reversed: the columns vary fastest.
     places = (place[::-1] for place in product(*(range(len(axis.values)) for axis in reversed(parsed))))

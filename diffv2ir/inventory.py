@@ -59,7 +59,7 @@ def _results() -> list[Path]:
 
 def _converted() -> list[Path]:
     """The bundles that were made of released checkpoints at first use."""
-    return sorted(path for path in bundles_folder().glob("*") if path.is_dir() and _is_bundle(path))
+    return sorted(path for path in bundles_folder().glob("[!.]*") if path.is_dir() and _is_bundle(path))
 
 
 def _bundle_entry(name: str, folder: Path) -> Entry:

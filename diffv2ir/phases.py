@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffv2ir import samplers
+from diffv2ir.bundle import PHASES
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.vlum.prompt import INFRARED_PROMPT
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 
-FOLDER = "phases"
 BASE, INFRARED = "base", "infrared"
 
 STRENGTH = 0.7
@@ -130,7 +130,7 @@ def _steps(settings: GenerationSettings) -> tuple[int, int]:
 
 
 def _early_folder(pipe: DiffV2IRPipeline) -> Path | None:
-    folder = None if pipe.folder is None else pipe.folder / FOLDER
+    folder = None if pipe.folder is None else pipe.folder / PHASES
     return folder if folder is not None and (folder / BASE / "config.json").is_file() else None
 
 

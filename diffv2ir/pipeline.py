@@ -36,7 +36,7 @@ from diffv2ir.guidance import (
 )
 from diffv2ir.imaging import ImageSource
 from diffv2ir.metadata import Record, deep_gray, save_png
-from diffv2ir.settings import BUNDLE_MAP, GENERAL_STYLE, MAX_SEED, STYLE_BAND, GenerationSettings
+from diffv2ir.settings import BUNDLE_MAP, GENERAL_STYLE, STYLE_BAND, GenerationSettings
 from diffv2ir.unet import load_lora, merge_lora_keeping_originals, restore_weights
 from diffv2ir.vlum import SamSegmenter, build_prompt, caption_images
 from diffv2ir.vlum.prompt import BANDS, HEAT_PHRASES
@@ -541,7 +541,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
         callback: Callback | None = None,
     ) -> Output:
         """`prepare` and `generate` in one."""
-        settings = self.default_settings if settings is None else settings
+        settings = (self.default_settings if settings is None else settings).with_seed()
         return self.generate(self.prepare(image, caption, segmentation, **settings.preparation), settings, callback)
 
     def _record(self, c: Conditioning, settings: GenerationSettings) -> Record:
@@ -686,10 +686,7 @@ def _check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL | Autoencoder
 
 def _seeds(count: int, settings: GenerationSettings, seeds: Sequence[int] | None) -> list[int]:
     if seeds is None:
-        if settings.seed is not None:
-            return [settings.seed] * count
-        # From the operating system: a caller's seed of the global generator must not repeat "random" pictures.
-        return [int.from_bytes(os.urandom(4), "little") & MAX_SEED for _ in range(count)]
+        return [settings.with_seed().seed for _ in range(count)]
     if len(seeds) != count:
         raise ValueError(f"expected {count} seeds, got {len(seeds)}")
     return [settings.replace(seed=seed).seed for seed in seeds]

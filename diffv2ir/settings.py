@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
 import sys
 from collections.abc import Mapping
@@ -162,6 +163,14 @@ class GenerationSettings:
             "caption_seed": (self.seed or 0) if self.captioning == "sampled" else 0,
             "map_style": self.map_style,
         }
+
+    def with_seed(self) -> GenerationSettings:
+        """The same; without a seed, with one that is drawn, from the operating system: a caller's seed of a global
+        generator must not repeat "random" pictures.
+
+        A picture whose caption is drawn too needs that before `DiffV2IRPipeline.prepare`, so that one seed gives both.
+        """
+        return self if self.seed is not None else self.replace(seed=random.SystemRandom().randint(0, MAX_SEED))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -125,7 +125,7 @@ def translate_clip(
         FloatingPointError: see `DiffV2IRPipeline.decode`.
     """
     _check_every(every)
-    total, gain = math.ceil(clip.frames / every), None
+    settings, total, gain = settings.with_seed(), math.ceil(clip.frames / every), None
     with _writer(Path(out), clip.fps / every) as write:
         for number, frame in enumerate(_frames(clip, every), start=1):
 
@@ -140,8 +140,7 @@ def translate_clip(
             output = pipe.generate(conditioning, settings, goes_on, gain)
             if output.cancelled:
                 return
-            # Of the first frame, with the seed it drew.
-            caption, settings, gain = output.caption, output.settings, output.gain
+            caption, gain = output.caption, output.gain  # of the first frame
             write(output.image)
             yield FrameResult(number, total, output)
 

@@ -25,6 +25,7 @@ from diffv2ir.imaging import ImageError, limit_pixels, open_image
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.ui import BundleFacts, Model, build_demo, serve
+from diffv2ir.ui.model import ModelError
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +120,8 @@ def test_users(tmp_path):
     path = tmp_path / "users"
     path.write_text("# who may enter\nann:secret:with colon\n\nbob:x\n")
     assert app.read_users(path) == [("ann", "secret:with colon"), ("bob", "x")]
+    path.write_text("ann:secret\n", encoding="utf-8-sig")  # as some editors save it
+    assert app.read_users(path) == [("ann", "secret")]
     for text, words in (("ann\n", "line 1: expected user:password"), ("\n", "names no user")):
         path.write_text(text)
         with pytest.raises(CommandError, match=words):
@@ -164,7 +167,7 @@ def test_health_of_a_model_that_failed():
     model = Model(BundleFacts("x", GenerationSettings(), ("general",)), load)
     demo = serve(build_demo(model), "127.0.0.1", None, wait=False, quiet=True)
     try:
-        with pytest.raises(OSError, match="disk"):
+        with pytest.raises(ModelError, match="the server's log says why"):
             model.get()
         assert health(demo.local_url) == (
             503,
@@ -246,6 +249,15 @@ def test_a_full_queue_is_told(photo, tmp_path):
     finally:
         go.set()
         demo.close()
+
+
+def test_nobody_passes_by_the_queue(served):
+    request = urllib.request.Request(
+        served[0].local_url + "gradio_api/run/prepare", b'{"data": []}', {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.code == 404 and b"does not accept direct HTTP POST" in refused.value.read()
 
 
 def test_the_front_matter_suits_a_space():

@@ -67,6 +67,17 @@ def test_each_photo_draws_its_own_seed(pipe, settings, photos):
     assert len(set(seeds)) == 2
 
 
+def test_a_drawn_seed_gives_the_caption_too(pipe, settings, photos):
+    """Of a bundle whose captions are drawn: with the seed that is told comes the same picture."""
+    drawn = settings.replace(captioning="sampled", seed=None)
+    made = next(translate_photos(pipe, photos[:1], drawn)).output
+    again = next(translate_photos(pipe, photos[:1], drawn.replace(seed=made.seed))).output
+    assert (again.caption, again.image.tobytes()) == (made.caption, made.image.tobytes())
+    once = pipe(photos[0], drawn)
+    again = pipe(photos[0], once.settings)
+    assert (again.caption, again.image.tobytes()) == (once.caption, once.image.tobytes())
+
+
 def test_a_style_that_is_not_there_is_no_matter_of_a_photo(pipe, settings, photos):
     with pytest.raises(ValueError, match="style"):
         list(translate_photos(pipe, photos, settings.replace(style="absent")))

@@ -200,6 +200,12 @@ def test_folders_and_names(bundle_folder, tmp_path, monkeypatch):
         resolve(tmp_path / "file")
 
 
+def test_a_folder_called_tiny_stays_it(bundle_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle_folder, tmp_path / "tiny")
+    assert resolve(resolve("./tiny")).samefile(tmp_path / "tiny")
+
+
 @pytest.mark.parametrize("name", ["sd15", "blip", "sam"])
 def test_a_part_of_a_bundle_is_called_by_what_it_is(name):
     with pytest.raises(BundleError, match=f"{name} is not a bundle: {hub.SOURCES[name].what}"):

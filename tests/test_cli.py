@@ -1,7 +1,11 @@
 """The command line, run in this process."""
 
+import io
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,6 +81,16 @@ def test_unreadable_photos_are_named_and_skipped(loaded, photos, tmp_path, capsy
     errors = capsys.readouterr().err
     assert "text.png: skipped" in errors and "missing.png: skipped" in errors and "is a folder" in errors
     assert "Traceback" not in errors
+
+
+def test_a_name_that_is_no_text_is_printed_somehow(loaded, photo, tmp_path, monkeypatch):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/stra\xdfe.png"))
+    photo.save(path)
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="utf-8", errors="strict"))
+    assert translate(path, "--out", tmp_path / "out") == 0
+    sys.stdout.flush()
+    assert b"stra\\udcdfe.png -> " in output.getvalue()
 
 
 def test_equal_stems_do_not_overwrite_each_other(loaded, photos, tmp_path):

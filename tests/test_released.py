@@ -78,7 +78,8 @@ def test_one_command_translates_with_the_paper_s_weights(server, photo_file, tmp
     assert pipe.folder == folder and pipe.config.map_style == "union"
     assert all(getattr(pipe.default_settings, name) == value for name, value in PRESETS["paper-code"].items())
     assert locate_start("stage2", fetch=False) == folder == locate_start("stage2")
-    [entry] = [entry for entry in inventory() if entry.folder == folder]
+    shutil.copytree(folder, folder.with_name(".flir.partial"))  # of a conversion that was killed
+    [entry] = [entry for entry in inventory() if folder.parent in entry.folder.parents]
     assert entry.name == "stage2" and not entry.problem
 
 

@@ -26,6 +26,14 @@ valid = st.fixed_dictionaries(
 )
 
 
+def test_a_seed_is_drawn_where_there_is_none():
+    settings = GenerationSettings(steps=7)
+    drawn = {settings.with_seed().seed for _ in range(5)}
+    assert len(drawn) > 1 and all(0 <= seed <= MAX_SEED for seed in drawn)
+    assert settings.with_seed().steps == 7
+    assert settings.replace(seed=0).with_seed() == settings.replace(seed=0)
+
+
 def test_defaults_are_the_papers():
     settings = GenerationSettings()
     assert (settings.steps, settings.sampler, settings.seed) == (100, "euler_ancestral", None)

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import shutil
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -18,8 +19,10 @@ from diffv2ir.ui import BundleFacts, Model
 from diffv2ir.ui.controls import Controls
 from diffv2ir.ui.downloads import file_of
 from diffv2ir.ui.examples import example_photos
+from diffv2ir.ui.history import _number
+from diffv2ir.ui.model import ModelError
 from diffv2ir.ui.page import Page
-from diffv2ir.ui.session import BoundedCache, Result, Session, _size
+from diffv2ir.ui.session import BoundedCache, Result, Session, _size, empty_idle
 from diffv2ir.ui.stream import Step, stream
 
 
@@ -87,6 +90,41 @@ def test_another_map_or_caption_of_a_photo_asks_for_no_more_than_that(pipe, phot
     assert other.caption == first.caption and not other.own_map and (calls.captions, calls.maps) == (1, 1)
     session.understand(pipe, photo, 64, captioning="sampled", caption_seed=2)
     assert (calls.captions, calls.maps) == (2, 1)
+
+
+def test_photos_of_a_session_are_in_memory_once_and_large_ones_for_less_long(pipe, photo, calls, monkeypatch):
+    session = Session()
+    first = session.understand(pipe, photo, 64)
+    others = [session.condition(pipe, photo.copy(), caption, True, 64) for caption in ("a tree", "a car")]
+    others.append(session.understand(pipe, photo.copy(), 64, captioning="sampled", caption_seed=2))
+    assert all(other.image is first.image and other.segmentation is first.segmentation for other in others)
+    assert session.condition(pipe, photo, "a tree", False, 64).segmentation is None
+    calls.captions = 0
+    monkeypatch.setattr("diffv2ir.ui.session._KEPT_BYTES", 6 * photo.width * photo.height)  # photo and map of one
+    session.empty()
+    colours = [Image.new("RGB", photo.size, colour) for colour in ("red", "blue")]
+    for picture in (*colours, colours[1], colours[0]):
+        session.understand(pipe, picture, 64)
+    assert calls.captions == 3
+
+
+def test_a_session_that_nobody_uses_forgets(pipe, photo, conditioning, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("diffv2ir.ui.session.time.monotonic", lambda: now[0])
+    idle, at_work = Session(), Session()
+    output = pipe.generate(conditioning, pipe.default_settings.replace(steps=1, seed=0))
+    for session in (idle, at_work):
+        session.add(photo, output)
+        session.understand(pipe, photo, 64)
+    now[0] = 3000.0
+    assert not at_work.is_over(0)
+    now[0] = 3700.0
+    empty_idle()
+    assert not idle.results and idle.shown is None and not idle._understood.items()
+    assert at_work.results and at_work.shown and at_work._understood.items()
+    with pytest.raises(gr.Error, match="no longer kept"):
+        _number(idle, SimpleNamespace(index=0))
+    assert _number(at_work, SimpleNamespace(index=0)) == 1
 
 
 def test_sessions_share_nothing(pipe, photo, calls):
@@ -254,7 +292,7 @@ def test_a_model_that_fails_to_load_says_so_to_everyone():
     model = Model(facts, load)
     assert model.state == "loading"
     for _ in range(2):
-        with pytest.raises(BundleError, match="no weights"):
+        with pytest.raises(ModelError, match="could not be loaded"):
             model.get()
     assert model.state == "failed"
 
@@ -280,7 +318,11 @@ def test_settings_are_shown_but_a_foreign_style_is_refused(bundle_folder):
     with gr.Blocks():
         controls.build()
     shown = controls.show(GenerationSettings(steps=3, seed=9), keep_seed=False)
-    assert controls.fields["seed"] not in shown and shown[controls.fields["steps"]] == 3
+    steps, scale = controls.fields["steps"], controls.fields["text_scale"]
+    assert controls.fields["seed"] not in shown and shown[steps] == 3
+    far = controls.show(GenerationSettings(steps=300, text_scale=20.5))
+    assert (far[steps]["value"], far[steps]["maximum"]) == (300, 300)
+    assert (far[scale]["value"], far[scale]["minimum"], far[scale]["maximum"]) == (20.5, 0, 20.5)
     with pytest.raises(ValueError, match="'nir' is not in this bundle, which has general, night"):
         controls.show(GenerationSettings(style="nir"))
 

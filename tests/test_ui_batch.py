@@ -18,7 +18,7 @@ from diffv2ir.metadata import restore
 from diffv2ir.ui import Limits, Model
 from diffv2ir.ui import batch as batch_tab
 from diffv2ir.ui import video as video_tab
-from diffv2ir.ui.background import Progress, follow
+from diffv2ir.ui.background import Progress, follow, settle
 from diffv2ir.ui.page import Page
 from diffv2ir.ui.session import Session
 from diffv2ir.video import ClipLimits
@@ -344,5 +344,6 @@ def test_work_ends_when_nobody_follows():
     events = follow(work)
     next(events)
     events.close()
+    settle()
     assert ended.is_set()
     assert list(follow(work, cancelled=lambda: True)) == ["on", "end"]

@@ -198,6 +198,7 @@ def test_the_time_asked_for_follows_the_work():
     assert seconds(steps=4) < seconds(steps=100) < seconds(steps=100, resolution=1024)
     assert seconds(steps=100, visible_scale=1, segmentation_scale=1, text_scale=1) < seconds(steps=100)
     assert seconds(size=(1024, 512)) > seconds() == round(10 + 300 * 0.06)  # 3 branches: s_V = s_S
+    assert seconds(size=(5120, 512)) < seconds(size=(1536, 512))  # drawn at 1536 x 152
     both = [SimpleNamespace(size=(512, 512))] * 2
     assert generate_seconds(both, GenerationSettings()) == round(10 + 600 * 0.06)
     assert repaint_seconds("base", both[0], GenerationSettings()) == 20 + round(10 + 2 * 70 * 0.06)

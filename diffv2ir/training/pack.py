@@ -48,9 +48,9 @@ def pack_bundle(
         if early:
             base, phase1 = early
             unet = UNet2DConditionModel.from_pretrained(base / "unet", dtype=torch.float16)
-            unet.save_pretrained(folder / phases.FOLDER / phases.BASE, max_shard_size=MAX_FILE_SIZE)
+            unet.save_pretrained(folder / bundle.PHASES / phases.BASE, max_shard_size=MAX_FILE_SIZE)
             adapter = phase1 / bundle.STYLES / phases.INFRARED
-            _pack_adapter(adapter, folder / phases.FOLDER / phases.INFRARED)
+            _pack_adapter(adapter, folder / bundle.PHASES / phases.INFRARED)
         index = json.loads((folder / bundle.INDEX).read_text())
         index["styles"] = list(dict.fromkeys([*index["styles"], *styles]))
         for source in styles.values():

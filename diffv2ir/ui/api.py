@@ -74,7 +74,7 @@ class Api:
         Without a caption the model writes it; an empty one switches it off. Previews come before the picture; the
         last answer is the picture, the same that the page gives for these settings.
         """
-        photo, settings = _photo(data), self.page.translate.read_settings(data)
+        photo, settings = _photo(data), self.page.translate.read_settings(data).with_seed()
         conditioning = data["session"].condition(
             self.page.pipe,
             photo,

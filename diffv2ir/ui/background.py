@@ -31,7 +31,7 @@ def follow(work: Callable[[Tell], Iterable[Any]], cancelled: Callable[[], bool] 
 
     Args:
         work: called in a thread, with a function that hands an event over and returns False once the work should end:
-            `cancelled()` is true or this iterator was closed.
+            `cancelled()` is true or this iterator was closed. In the latter case it may go on to there: see `settle`.
     """
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     closed = threading.Event()
@@ -59,4 +59,15 @@ def follow(work: Callable[[Tell], Iterable[Any]], cancelled: Callable[[], bool] 
             raise event.error
     finally:
         closed.set()
-        worker.join()
+        _left.append(worker)  # not waited for here: who closes this may be the server's event loop
+
+
+_left: list[threading.Thread] = []
+_settling = threading.Lock()
+
+
+def settle() -> None:
+    """Wait for works that nobody follows any more and that are not at their end yet."""
+    with _settling:
+        while _left:
+            _left.pop().join()

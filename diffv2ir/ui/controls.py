@@ -101,7 +101,15 @@ class Controls:
                 f"style {settings.style!r} is not in this bundle, which has {', '.join(self.facts.styles)}"
             )
         wanted = [name for name in self.fields if keep_seed or name != "seed"]
-        return {self.fields[name]: getattr(settings, name) for name in wanted if getattr(settings, name) is not None}
+        shown = {name: getattr(settings, name) for name in wanted}
+        return {self.fields[name]: self.value(name, value) for name, value in shown.items() if value is not None}
+
+    def value(self, name: str, value: Any) -> Any:
+        """An update that puts a value into a field. A slider reaches to one that is beyond its comfortable range."""
+        field = self.fields[name]
+        if not isinstance(field, gr.Slider) or field.minimum <= value <= field.maximum:
+            return value
+        return gr.update(value=value, minimum=min(field.minimum, value), maximum=max(field.maximum, value))
 
     def name_preset(self, data: dict[str, Any]) -> dict[str, Any]:
         """The preset that the components show: the chosen one if it still is, or "Custom" with its cost."""

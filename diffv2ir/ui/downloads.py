@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,16 @@ def served_folder() -> Path:
     base = Path(get_upload_folder())
     base.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix="diffv2ir-", dir=base))
+
+
+@contextmanager
+def removed_unless_whole(path: Path) -> Iterator[None]:
+    """A file that is written within goes when that fails or the visitor leaves: Gradio clears what it handed out."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def saved(output: Output, bits: int = 8, photo: str = "") -> str:

@@ -15,7 +15,7 @@ from diffv2ir.axes import AXES, suggestion
 from diffv2ir.grid import MAX_CELLS, MEASURES, CellResult, Condition, Grid, plan, run
 from diffv2ir.ui.background import Progress, follow
 from diffv2ir.ui.common import by_name, duration, field_of, sentence, status
-from diffv2ir.ui.downloads import served_folder
+from diffv2ir.ui.downloads import removed_unless_whole, served_folder
 from diffv2ir.ui.requests import connect_start_and_stop
 from diffv2ir.ui.upload import Upload
 
@@ -177,7 +177,8 @@ class GridTab:
         folder, total = served_folder(), len(grid.cells)
         session.grid = results = []
         yield status(_cost(grid, session), 0, total), [], None, None
-        with sheets.CellsZip(folder / "diffv2ir-cells.zip") as archive:
+        path = folder / "diffv2ir-cells.zip"
+        with removed_unless_whole(path), sheets.CellsZip(path) as archive:
 
             def work(tell):
                 def callback(done: int, step: int, steps: int) -> bool:

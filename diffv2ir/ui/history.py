@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from diffv2ir.ui.common import by_name, status
+from diffv2ir.ui.common import by_name, status, told_to_the_user
 from diffv2ir.ui.downloads import file_of, served_folder
 from diffv2ir.ui.session import Result, Session
 
@@ -94,7 +94,10 @@ class HistoryTab:
 
 def _number(session: Session, event: gr.SelectData) -> int:
     """Of the clicked picture: places in the gallery shift when the oldest picture goes."""
-    return session.results[event.index].number
+    with told_to_the_user():
+        if event.index >= len(session.results):
+            raise ValueError("this picture is no longer kept: nothing was done here for an hour")
+        return session.results[event.index].number
 
 
 def _label(result: Result) -> str:

@@ -72,6 +72,10 @@ class BundleFacts:
         return dataclasses.replace(self, defaults=self.defaults.replace(style=style))
 
 
+class ModelError(ValueError):
+    """There is no model: it could not be loaded."""
+
+
 class Model:
     """A pipeline that may still be loading.
 
@@ -83,7 +87,7 @@ class Model:
         self.facts = facts
         self._load, self._ready = load, threading.Event()
         self._pipe: DiffV2IRPipeline | None = None
-        self._error: BaseException | None = None
+        self._failed = False
         self._starting = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="diffv2ir-load", daemon=True)
 
@@ -105,26 +109,26 @@ class Model:
         """ "loading", "ready" or "failed"."""
         if not self._ready.is_set():
             return "loading"
-        return "ready" if self._error is None else "failed"
+        return "failed" if self._failed else "ready"
 
     def get(self) -> DiffV2IRPipeline:
         """The pipeline; waits until it is there.
 
         Raises:
-            Whatever loading raised.
+            ModelError: it could not be loaded.
         """
         self.start()
         self._ready.wait()
-        if self._error is not None:
-            raise self._error
+        if self._failed:
+            raise ModelError("the model could not be loaded; the server's log says why")
         return self._pipe
 
     def _work(self) -> None:
         try:
             self._pipe = self._load()
-        except BaseException as error:
+        except BaseException:
             logger.exception("the model could not be loaded")
-            self._error = error
+            self._failed = True
         finally:
             self._ready.set()
 

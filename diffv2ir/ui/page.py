@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from diffv2ir.ui.api import Api
+from diffv2ir.ui.background import settle
 from diffv2ir.ui.batch import BatchTab
 from diffv2ir.ui.grid import GridTab
 from diffv2ir.ui.history import HistoryTab
 from diffv2ir.ui.model import Model
-from diffv2ir.ui.session import Session
+from diffv2ir.ui.session import IDLE_SECONDS, Session
 from diffv2ir.ui.translate import TranslateTab
 from diffv2ir.ui.video import VideoTab
 from diffv2ir.video import ClipLimits
@@ -93,9 +94,8 @@ LAUNCH_OPTIONS: dict[str, Any] = dict(
     footer_links=["api", "settings"],
     max_file_size="64mb",
     ssr_mode=False,
+    state_session_capacity=200,  # a program has a session for each of its clients
 )
-
-_SESSION_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ class Page:
 
     @property
     def pipe(self) -> DiffV2IRPipeline:
-        """The loaded pipeline; waits for it. For handlers."""
+        """The loaded pipeline; waits for it, and until work whose visitor has gone is off it. For handlers."""
+        settle()
         return self.model.get()
 
     def build(self) -> gr.Blocks:
@@ -132,8 +133,8 @@ class Page:
             "Video": VideoTab(self),
             "History": self.history,
         }
-        with gr.Blocks(title="DiffV2IR", delete_cache=(_SESSION_SECONDS, _SESSION_SECONDS)) as demo:
-            self.session = gr.State(Session, time_to_live=_SESSION_SECONDS)
+        with gr.Blocks(title="DiffV2IR", delete_cache=(IDLE_SECONDS, IDLE_SECONDS)) as demo:
+            self.session = gr.State(Session)  # without a time to live, which is counted from the beginning
             gr.Markdown(_INTRODUCTION)
             notice = gr.HTML(self._notice, elem_classes="notice")
             with gr.Tabs() as self.tabs:
@@ -180,6 +181,10 @@ def build_demo(model: Model, queue_size: int = 20, concurrency: int = 8, limits:
         concurrency: light requests served at a time; the model makes one picture at a time.
     """
     page = Page(model, limits)
-    demo = page.build().queue(max_size=queue_size, default_concurrency_limit=concurrency)
+    demo = page.build().queue(
+        max_size=queue_size,
+        default_concurrency_limit=concurrency,
+        api_open=False,  # nobody may pass by the queue: the model makes one picture at a time
+    )
     demo.page = page
     return demo

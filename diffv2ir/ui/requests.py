@@ -25,7 +25,7 @@ AT_ONCE: dict[str, Any] = dict(queue=False, show_progress="hidden", api_visibili
 
 
 _STOPPING = "Stopping …"
-_TOO_MANY = "⚠️ Too many people are waiting for the model. Please try again in a minute."
+_REFUSED = "⚠️ Not begun. The message that has just appeared says why; if too many people wait, try again in a minute."
 
 
 def connect_stop(button: gr.Button, page: Page, line: gr.HTML) -> None:
@@ -35,8 +35,9 @@ def connect_stop(button: gr.Button, page: Page, line: gr.HTML) -> None:
 
 
 def tell_refused(work: Any, line: gr.HTML) -> None:
-    """Say in the status line that the queue is full, which the server tells nobody but the browser."""
-    work.failure(None, line, line, js=_instead_of_working(_TOO_MANY), api_visibility="private")
+    """Say in the status line that a request did not come to its handler: the queue is full, or a number is out of its
+    range. Of that the server tells nobody but the browser, which shows it in a corner."""
+    work.failure(None, line, line, js=_instead_of_working(_REFUSED), api_visibility="private")
 
 
 def _instead_of_working(text: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from typing import Any
 
 import gradio as gr
@@ -13,6 +15,7 @@ from starlette.routing import Route
 from diffv2ir import __version__
 from diffv2ir.ui.model import Model
 from diffv2ir.ui.page import LAUNCH_OPTIONS
+from diffv2ir.ui.session import empty_idle
 
 HEALTH = "/health"
 
@@ -29,10 +32,17 @@ def serve(demo: gr.Blocks, host: str, port: int | None, wait: bool = True, **opt
     app, _, _ = demo.launch(server_name=host, server_port=port, prevent_thread_lock=True, **launch)
     # First: Gradio's own routes answer every other path.
     app.router.routes.insert(0, Route(HEALTH, health(demo.page.model)))
+    threading.Thread(target=_empty_sessions, name="diffv2ir-sessions", daemon=True).start()
     demo.page.model.start()  # not before, as the page would wait while torch is imported
     if wait:
         demo.block_thread()
     return demo
+
+
+def _empty_sessions() -> None:
+    while True:
+        time.sleep(60)
+        empty_idle()
 
 
 def _check_address(host: str) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from PIL import Image
 
@@ -20,17 +23,40 @@ if TYPE_CHECKING:
 # Results that a session keeps, and the bytes of their photos and pictures in memory: those of the newest two stay.
 _RESULTS = 24
 _RESULTS_BYTES = 400_000_000
-# Photos whose captions, maps and latents it keeps.
+# Photos whose captions, maps and latents it keeps, and the bytes of these photos and maps: the newest one stays.
 _KEPT = 8
+_KEPT_BYTES = 400_000_000
+
+IDLE_SECONDS = 3600
+"""After so long without a sign of its visitor a session forgets what it remembers."""
+
+_in_use: WeakSet[Session] = WeakSet()
+_lock = threading.Lock()
+
+
+def empty_idle(seconds: float = IDLE_SECONDS) -> None:
+    """Let the sessions forget that nobody has used for so long. Gradio keeps those of programs, which have no page that
+    is closed."""
+    with _lock:
+        idle = [session for session in _in_use if time.monotonic() - session.used >= seconds]
+        for session in idle:
+            _in_use.discard(session)
+    for session in idle:
+        session.empty()
 
 
 class BoundedCache:
-    """The `capacity` results asked for last, by key."""
+    """The `capacity` results asked for last, by key; fewer if their `images` take more than `most_bytes`, but one."""
 
-    def __init__(self, capacity: int):
+    def __init__(
+        self,
+        capacity: int,
+        images: Callable[[Any], Iterable[Image.Image | None]] = lambda entry: (),
+        most_bytes: int = 0,
+    ):
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
-        self.capacity = capacity
+        self.capacity, self._images, self._most_bytes = capacity, images, most_bytes
         self._entries: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -41,9 +67,13 @@ class BoundedCache:
         if key not in self._entries:
             self._entries[key] = make()
         self._entries.move_to_end(key)
-        while len(self._entries) > self.capacity:
+        while len(self._entries) > self.capacity or (len(self._entries) > 1 and self._bytes > self._most_bytes):
             self._entries.popitem(last=False)
         return self._entries[key]
+
+    @property
+    def _bytes(self) -> int:
+        return _bytes(image for entry in self._entries.values() for image in self._images(entry))
 
     def items(self) -> list[tuple[Hashable, Any]]:
         """All keys and entries."""
@@ -93,20 +123,32 @@ class Session:
 
     def __init__(self):
         self.request = 0
-        self.shown: Result | None = None
         self.restored = self.keeps_caption = self.used_own_map = False
         self.example_style: ExampleStyle | None = None
-        self.grid: list[CellResult] = []
         self.evaluation_seconds = 0.0  # of the UNet, as last measured; 0 = not yet
         self.results: deque[Result] = deque(maxlen=_RESULTS)
-        self._understood = BoundedCache(_KEPT)
-        self._ways = BoundedCache(_KEPT)
-        self._conditioned = BoundedCache(_KEPT)
         self._count = 0
         self._stopped = self._forgotten = -1
+        self.used = time.monotonic()
+        self.empty()
+
+    def empty(self) -> None:
+        """Forget photos and pictures."""
+        self.shown: Result | None = None
+        self.grid: list[CellResult] = []
+        self.results.clear()
+        self._ways = BoundedCache(_KEPT)
+        self._understood, self._conditioned = (BoundedCache(_KEPT, _images_of, _KEPT_BYTES) for _ in range(2))
+
+    def touch(self) -> None:
+        """It is in use; see `empty_idle`."""
+        self.used = time.monotonic()
+        with _lock:
+            _in_use.add(self)
 
     def begin(self) -> int:
         """The number of a new request, which no earlier stop concerns."""
+        self.touch()
         self.request += 1
         return self.request
 
@@ -120,6 +162,7 @@ class Session:
         self.shown = None
 
     def is_stopped(self, request: int) -> bool:
+        self.touch()  # asked at every step of a work
         return request <= self._stopped
 
     def is_forgotten(self, request: int) -> bool:
@@ -131,6 +174,7 @@ class Session:
 
     def add(self, photo: Image.Image, output: Output, name: str = "") -> Result:
         """Keep a result, which is then the one shown; the oldest go when there are too many, or they are too large."""
+        self.touch()
         self._count += 1
         if output.evaluations:
             self.evaluation_seconds = output.timings.get("denoise", 0.0) / output.evaluations
@@ -156,6 +200,7 @@ class Session:
         Raises:
             ImageError: the photo cannot be used.
         """
+        self.touch()
         image = imaging.open_image(photo)
         return self._understand(pipe, image, imaging.content_hash(image), {"resolution": resolution, **preparation})
 
@@ -174,6 +219,7 @@ class Session:
         Raises:
             ImageError: the photo or the map cannot be used.
         """
+        self.touch()
         image = imaging.open_image(photo)
         key = imaging.content_hash(image)
         preparation["resolution"] = resolution
@@ -188,8 +234,8 @@ class Session:
         return self._conditioned.get(
             (key, caption, self._map_key(use_map, drawn, preparation), resolution, rule),
             # The model's own map is handed over like a drawn one, which it is not.
-            lambda: dataclasses.replace(
-                pipe.prepare(image, caption, segmentation, **preparation), own_map=drawn is not None
+            lambda: _sharing(
+                pipe.prepare(image, caption, segmentation, **preparation), understood, own_map=drawn is not None
             ),
         )
 
@@ -217,16 +263,31 @@ class Session:
             known = [(asked, made) for asked, made in self._understood.items() if asked[0] == key]
             regions = next((made.regions for _, made in known), None)
             caption = next((made.caption for asked, made in known if asked[2:] == tuple(way.values())), None)
-            return pipe.prepare(image, caption, **{**preparation, **way, "regions": regions})
+            made = pipe.prepare(image, caption, **{**preparation, **way, "regions": regions})
+            return _sharing(made, known[0][1]) if known else made
 
         return self._understood.get((key, preparation.get("map_style"), *way.values()), prepare)
 
 
+def _sharing(made: Conditioning, other: Conditioning, **changes: Any) -> Conditioning:
+    """`made`, with the photo of another conditioning of the same photo, so that it is in memory once; and its map."""
+    same = made.segmentation is not None and made.segmentation == other.segmentation
+    segmentation = other.segmentation if same else made.segmentation
+    return dataclasses.replace(made, image=other.image, segmentation=segmentation, **changes)
+
+
+def _images_of(conditioning: Conditioning) -> tuple[Image.Image | None, ...]:
+    return conditioning.image, conditioning.segmentation
+
+
 def _size(results: Iterable[Result]) -> int:
-    """Bytes of the photos and pictures of results, each image once."""
-    images = {}
-    for result in results:
-        for image in (result.photo, result.output.image, result.output.segmentation):
-            if image is not None:
-                images[id(image)] = image.width * image.height * len(image.getbands())
-    return sum(images.values())
+    """Bytes of the photos and pictures of results."""
+    return _bytes(
+        image for result in results for image in (result.photo, result.output.image, result.output.segmentation)
+    )
+
+
+def _bytes(images: Iterable[Image.Image | None]) -> int:
+    """Those of images in memory, each image once."""
+    kept = {id(image): image for image in images if image is not None}
+    return sum(image.width * image.height * len(image.getbands()) for image in kept.values())

@@ -75,7 +75,7 @@ class Tuning:
             """Move the scale, then translate with the same noise."""
             settings = advice.apply(self.tab.read_settings({**data, "new_seed": False}))
             value = getattr(settings, advice.setting)
-            yield {self.tab.settings[advice.setting]: value}
+            yield {self.tab.settings[advice.setting]: self.tab.controls.value(advice.setting, value)}
             yield from self.tab.translate({**data, advice.setting: value, "new_seed": False})
 
         return follow

@@ -8,7 +8,7 @@ from gradio.data_classes import ImageData
 
 class Upload(gr.Image):
     """`gr.Image` whose handlers get the path of the upload, unopened: orientation, size and what to say of a bad file
-    are the matter of `imaging`. (Gradio writes a stub of this class beside it, which git ignores.)"""
+    are the matter of `imaging`."""
 
     is_template = True  # in the browser it is a gr.Image
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from diffv2ir.imaging import working_size
 from diffv2ir.memory import OutOfDeviceMemory, is_zerogpu
 from diffv2ir.settings import GenerationSettings
 from diffv2ir.ui.background import Tell, follow
@@ -66,7 +67,8 @@ def repaint_seconds(phase: str, conditioning: Conditioning, settings: Generation
 
 
 def _seconds(conditioning: Conditioning, settings: GenerationSettings, evaluations: int) -> int:
-    pixels = (settings.resolution / 512) ** 2 * max(conditioning.size) / min(conditioning.size)
+    width, height = working_size(conditioning.size, settings.resolution, 8, settings.resolution_rule)
+    pixels = width * height / 512**2
     return round(_FIXED_SECONDS + evaluations * _EVALUATION_SECONDS * pixels)
 
 
