@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffv2ir.data import Example, read_examples, split_validation
+from diffv2ir.data import Example, read_parts
 from diffv2ir.evaluate import spread
 from diffv2ir.pipeline import DiffV2IRPipeline
 
@@ -20,7 +20,7 @@ def load_from_arguments(description: str) -> tuple[DiffV2IRPipeline, list[Exampl
     arguments = parser.parse_args()
     pipe = DiffV2IRPipeline.from_pretrained(arguments.bundle)
     pipe.set_progress_bar_config(disable=True)
-    _, held_out = split_validation(read_examples(arguments.data, split="train", kinds=["pairs"]))
+    _, held_out = read_parts(arguments.data, choose=lambda example: example.kind == "pairs")
     return pipe, few_of_each_scene(held_out)
 
 

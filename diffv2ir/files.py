@@ -30,13 +30,15 @@ def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     partial.rename(folder)
 
 
-def write_file_atomically(path: Path, write: Callable[[Path], None], flush: bool = False) -> None:
+def write_file_atomically(path: Path, write: Callable[[Path], None], flush: bool = False, shared: bool = False) -> None:
     """Let `write` fill a new file beside `path`, of the same suffix, and only then give it its name.
 
-    A killed process leaves no half file under the name. With `flush`, not even a power cut does.
+    A killed process leaves no half file under the name. With `flush`, not even a power cut does. With `shared`, another
+    process may write the same file meanwhile, with the same content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    own = f".{os.getpid()}" if shared else ""
+    partial = path.with_name(f".{path.name}{own}.partial{path.suffix}")
     write(partial)
     if flush:
         _flush(partial)

@@ -33,7 +33,7 @@ from diffv2ir.training.cache import (
 )
 from diffv2ir.training.hashes import HashIndex
 from diffv2ir.training.images import resize_shorter
-from diffv2ir.vlum import SamSegmenter
+from diffv2ir.vlum import SamSegmenter, segmentation_map
 
 VIEW = ViewConfig(resize=20, crop=16, variants=2)
 
@@ -126,6 +126,30 @@ def test_latents_are_made_once(examples, vae, tmp_path, monkeypatch):
     assert added(tmp_path / "c", LatentCache(tmp_path / "c", vae, VIEW, None), examples=examples) == 2 * len(examples)
     monkeypatch.setattr(cache_module, "encode_mode", None)  # would be called, were anything missing
     LatentCache(tmp_path / "c", vae, VIEW, None).fill(examples)
+
+
+@pytest.mark.parametrize("edge_radius", [0, 2])
+def test_only_what_is_wanted_is_encoded(examples, vae, tmp_path, edge_radius):
+    view = dataclasses.replace(VIEW, edge_radius=edge_radius)
+    everything, alone = LatentCache(tmp_path, vae, view, None), LatentCache(tmp_path, vae, view, None, 0, ("infrared",))
+    alone.fill(examples)
+    everything.fill(examples)
+    for example in examples:
+        [(role, latent)] = alone.load(example, 1).items()
+        assert role == "infrared" and torch.equal(latent, everything.load(example, 1)[role])
+
+
+def test_maps_made_for_the_data_are_used_in_their_style_alone(examples, segmenter, tmp_path, caplog):
+    made = dataclasses.replace(examples[0], segmentation=examples[0].visible, map_style="regions")
+    came = dataclasses.replace(made, map_style="")
+    assert MapCache(tmp_path, segmenter, "regions").path(made) == made.segmentation
+    union = MapCache(tmp_path, segmenter, "union")
+    assert union.path(came) == made.segmentation != union.path(made)
+    with caplog.at_level("INFO"):
+        union.fill([made, came])
+    assert "1 maps of the data are of another style than 'union'" in caplog.text
+    drawn = segmentation_map(segmenter.masks(open_image(made.visible)), (96, 72), "union")
+    assert Image.open(union.path(made)).tobytes() == drawn.tobytes()
 
 
 @pytest.mark.parametrize("change", [{"resize": 24}, {"crop": 12}, {"flip": False}, {"zoom": 1.5}, {"jitter": 0.2}])

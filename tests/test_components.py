@@ -306,6 +306,11 @@ def test_images_of_equal_names_have_their_own_teachers(tmp_path):
     for _ in range(2):  # made, then read
         _, labels = segmenter_module._teach(paths, tmp_path / "teacher", (8,), 32)
         assert not np.array_equal(labels[0], labels[1])
+    shutil.copy(paths[0], paths[1])  # another picture under the same name
+    file_hash.cache_clear()
+    _, labels = segmenter_module._teach(paths, tmp_path / "teacher", (8,), 32)
+    assert np.array_equal(labels[0], labels[1])
+    assert segmenter_module._teach(paths, tmp_path / "teacher", (8,), 16)[1][0].shape[1:] == (12, 16)
 
 
 def test_edges_count_in_the_reconstruction_loss():

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from make_data import draw_scene, make_manifest_dataset
 
-from diffv2ir.data import DataError, Example, check_examples, read_examples, split_validation
+from diffv2ir.data import DataError, Example, check_examples, read_examples, read_parts, split_validation
+from diffv2ir.data.build import build
+from diffv2ir.data.cleaning import CleaningConfig
+from diffv2ir.data.examples import near_frames
 
 
 @pytest.fixture
@@ -207,6 +210,47 @@ def test_crops_of_near_frames_are_one_scene_and_that_of_a_pair_beside_them(manif
         "roadscene/r7", "roadscene/r7", "flir/flir_23", *["flir/flir_87"] * 3, "flir/flir_88",
         "flir/flir_180", "flir/a_car", "flir/bridge",
     ]  # fmt: skip
+
+
+def test_shards_keep_the_scenes_of_crops_and_their_frames(tmp_path):
+    folder = make_manifest_dataset(tmp_path / "data", pairs=10, infrared=0)
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        frame = 1000 * (number // 2) + 10
+        if number % 2:
+            line |= {"kind": "crops", "source": "flir", "id": f"flir_day_train_car_{frame + 3:05d}_0"}
+        else:
+            line |= {"kind": "pairs", "source": "roadscene", "id": f"roadscene_FLIR_{frame:05d}"}
+        line |= {"split": "train", "scene": line["id"] if number % 2 else f"r{number}"}
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build(
+        [("folder", folder)], tmp_path / "shards", CleaningConfig(8, skip=("duplicate", "misaligned")), test_fraction=0
+    )
+    plain, sharded = ({e.id: e.place for e in read_examples(source)} for source in (folder, tmp_path / "shards"))
+    assert plain == sharded and len(set(plain.values())) == 5
+    parts = [[{e.id for e in part} for part in read_parts(source, 0.5)] for source in (folder, tmp_path / "shards")]
+    assert parts[0] == parts[1] and all(parts[0])
+
+
+def test_what_is_held_out_does_not_depend_on_what_is_chosen(manifest):
+    records = [json.loads(line) for line in (manifest / "manifest.jsonl").read_text().splitlines()]
+    image = {name: next(r[name] for r in records if r.get(name)) for name in ("visible", "infrared")}
+    common = {"source": "s", "split": "train", "kind": "pairs", **image}
+    lines = [{**common, "id": f"{scene}-{n}", "scene": f"s{scene}"} for scene in range(6) for n in range(10)]
+    lines += [{**common, "id": f"ir-{n}", "scene": "only", "kind": "infrared", "visible": None} for n in range(10)]
+    (manifest / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    whole = [{e.id for e in part if e.kind == "pairs"} for part in read_parts(manifest, 0.001)]
+    pairs = [{e.id for e in part} for part in read_parts(manifest, 0.001, lambda e: e.kind == "pairs")]
+    assert whole == pairs and len(whole[0]) + len(whole[1]) == 60
+
+
+def test_frames_on_both_sides_of_a_split_are_found():
+    pairs = [Example(f"roadscene_FLIR_{n}", "pairs", "roadscene", "r", "train", None, None) for n in ("00100", "00900")]
+    crops = [Example(f"flir_day_val_car_{n}_1", "crops", "flir", "f", "test", None, None) for n in ("00150", "00151")]
+    others = [Example("cidis_1", "pairs", "cidis", "c", "test", None, None), replace(crops[0], id="a_crop")]
+    assert near_frames([*crops, *others], pairs) == {"flir_day_val_car_00150_1"}
+    assert near_frames(pairs, crops) == {"roadscene_FLIR_00100"}
+    assert near_frames(crops, crops) == set()
 
 
 def test_manifest_names_a_joined_scene(manifest):

@@ -59,6 +59,39 @@ def test_a_run_that_stops_and_resumes_ends_with_the_same_weights(tmp_path):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 2}])
+def test_what_the_turns_of_the_examples_depend_on_stays(tmp_path, change):
+    make_loop(tmp_path, 2).run()
+    [(name, now)] = change.items()
+    with pytest.raises(TrainingError, match=f"was trained with {name} .*, not {now}: set it back"):
+        make_loop(tmp_path, **change).run()
+
+
+def test_another_weight_decay_is_taken(tmp_path):
+    make_loop(tmp_path, 2).run()
+    loop = make_loop(tmp_path, weight_decay=0.5)
+    loop._resume()
+    assert {group["weight_decay"] for group in loop.optimizer.param_groups} == {0.5}
+
+
+def test_the_time_of_a_step_is_without_validations(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop_module.time, "monotonic", lambda: now[0])
+
+    def loss(model, draws):
+        now[0] += 1
+        return noisy_loss(model, draws)
+
+    def validate(model, step):
+        now[0] += 100
+        return {"psnr": 1.0}
+
+    loop = make_loop(tmp_path, loss=loss, log_every=4, validate_every=3)
+    loop.validate = validate
+    loop.run()
+    assert [row["seconds_per_step"] for row in loop.history if "seconds_per_step" in row] == [1.0, 1.0]
+
+
 def test_average_on_the_cpu_is_the_same_and_survives_a_stop(tmp_path):
     expected = make_loop(tmp_path / "model").run().state_dict()
 

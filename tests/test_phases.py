@@ -557,6 +557,25 @@ def test_examples_are_chosen_and_weighted_by_source_and_kind(chain):
 # Packing
 
 
+def test_a_run_goes_on_with_its_own_examples_alone(chain, train, tmp_path):
+    output = tmp_path / "run"
+    train("2", "1")
+    shutil.rmtree(output / "result")
+    (output / "history.json").unlink()  # as if it had been stopped
+    options = dict(cache=tmp_path / "cache", vlum=chain.vlum)
+    with pytest.raises(TrainingError, match="was begun with other examples"):
+        train_phase(CONFIGS["2"], chain.examples[1:], chain.results["1"], output, **options)
+    assert train_phase(CONFIGS["2"], chain.examples, chain.results["1"], output, **options).is_dir()
+
+
+def test_a_style_trained_anew_on_several_bands_asks_for_none(chain, tmp_path):
+    index = json.loads((chain.results["adapter"] / bundle.INDEX).read_text())
+    index["bands"] = {"general": "LWIR", "dusk": "NIR"}
+    (tmp_path / bundle.INDEX).write_text(json.dumps(index))
+    phases._write_bundle_index(CONFIGS["adapter"], tmp_path, tmp_path, {"LWIR", "NIR"})
+    assert json.loads((tmp_path / bundle.INDEX).read_text())["bands"] == {"general": "LWIR"}
+
+
 def test_packed_bundle_is_in_half_precision_and_has_the_styles(chain, photo, tmp_path):
     styles = {"dusk": chain.results["adapter"], "twin": tmp_path / "twin"}
     adapter = chain.results["adapter"] / "styles" / "dusk" / bundle.ADAPTER

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from diffv2ir.data import DataError, Example, read_examples, split_validation
+from diffv2ir.data import DataError, Example, read_parts
 from diffv2ir.training.config import load_config
 from diffv2ir.training.dry_run import DryRun, dry_run
 from diffv2ir.training.learnt import check_once
@@ -91,8 +91,7 @@ def run_phase(phase: str, default_config: str, description: str) -> None:
         config, target = read_config(), arguments.push_to_hub
         if target and process_state().is_main_process:
             check_target(target)
-        examples = [example for example in read_examples(arguments.data, split="train") if config.fits(example)]
-        parts = split_validation(examples, config.validation_fraction)
+        parts = read_parts(arguments.data, config.validation_fraction, config.fits)
         result = finished_result(config, arguments.output) or _train(config, arguments, *parts)
         if target and process_state().is_main_process:
             history = arguments.output / "history.json"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from diffv2ir.data import check_examples, read_examples, split_validation
+from diffv2ir.data import check_examples, read_parts
 from diffv2ir.training.config import load_config
 from diffv2ir.training.teacher import TeacherConfig, train_teacher
 from train.launch import run
@@ -19,8 +19,7 @@ def main() -> None:
 
     def train() -> Path:
         config = load_config(arguments.config, TeacherConfig)
-        examples = read_examples(arguments.data, split="train", kinds=config.kinds)
-        examples, _ = split_validation(examples, config.validation_fraction)
+        examples, _ = read_parts(arguments.data, config.validation_fraction, lambda e: e.kind in config.kinds)
         check_examples(examples)
         return train_teacher(examples, arguments.output, config)
 

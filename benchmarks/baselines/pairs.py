@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffv2ir.data import Example, check_examples, read_examples, split_validation
+from diffv2ir.data import DataError, Example, check_examples, read_parts
 from diffv2ir.imaging import open_image, to_tensor
 from diffv2ir.training.images import random_integer, resize_shorter
 
@@ -37,7 +37,9 @@ def training_pairs(data: Path, kinds: Sequence[str] | None = ("pairs",)) -> list
     Raises:
         DataError: no dataset, no such pairs, or files that cannot be read.
     """
-    training, _ = split_validation(read_examples(data, split="train", kinds=kinds))
+    training, _ = read_parts(data, choose=lambda example: kinds is None or example.kind in kinds)
+    if not training:
+        raise DataError(f"{data} has no example of kinds {kinds} to train on")
     check_examples(training)
     return training
 

@@ -143,7 +143,7 @@ def _annotate(
             offset, size = writer.add(name, buffer.getvalue())
             writer.add(f"{tar_key(row)}.caption.txt", caption.encode())
             made.append({"id": row["id"], "caption": caption, "name": name, "offset": offset, "size": size,
-                         "model": annotator.name})  # fmt: skip
+                         "model": annotator.name, "map_style": annotator.style})  # fmt: skip
             _rewrite(progress, str(len(made)))
     writer.close()
     return made

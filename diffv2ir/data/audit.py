@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffv2ir.data.contact import contact_sheet, evenly
-from diffv2ir.data.examples import DataError, Example
+from diffv2ir.data.examples import DataError, Example, near_frames
 from diffv2ir.data.hashing import NEAR, check_near, near_pairs
 from diffv2ir.data.measure import Measures, check_workers, measure_all
 
@@ -118,7 +118,10 @@ def _count(examples: Sequence[Example], near: Collection[int]) -> dict[str, Any]
     Args:
         near: places of held-out examples that look like one that is trained on.
     """
-    trained_scenes = {example.place for example in examples if not is_held_out(example)}
+    trained = [example for example in examples if not is_held_out(example)]
+    trained_scenes = {example.place for example in trained}
+    # A crop has the scene of a pair of its split; the pair beside its frame may be in another one.
+    beside = near_frames([example for example in examples if is_held_out(example)], trained)
     held_out, copied, shared = Counter(), Counter(), Counter()
     for place, example in enumerate(examples):
         if not is_held_out(example):
@@ -126,7 +129,7 @@ def _count(examples: Sequence[Example], near: Collection[int]) -> dict[str, Any]
         for group in ("overall", f"{example.kind}/{example.source}"):
             held_out[group] += 1
             copied[group] += place in near
-            shared[group] += example.place in trained_scenes
+            shared[group] += example.place in trained_scenes or example.id in beside
     return {
         group: {"held_out": held_out[group], "near_duplicates": copied[group], "same_scene": shared[group]}
         for group in sorted(held_out, key=lambda name: (name != "overall", name))

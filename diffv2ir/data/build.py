@@ -52,8 +52,8 @@ class Candidate:
 
     @property
     def scene(self) -> str:
-        """Over all sources."""
-        return f"{self.name}/{self.found.scene}"
+        """Over all sources; where it was joined with another before, that one's name, as `Example.place` has it."""
+        return self.found.joined or f"{self.name}/{self.found.scene}"
 
 
 def build(
@@ -95,7 +95,7 @@ def build(
     cleaned = clean(measures, config)
     if not cleaned.kept:
         raise DataError(f"nothing is left of {len(candidates)} examples: dropped {_counts(cleaned.dropped)}")
-    scenes = join_scenes([c.scene for c in candidates], [*cleaned.copies, *_joined_before(candidates)])
+    scenes = join_scenes([c.scene for c in candidates], cleaned.copies)
     splits = split_by_scene(scenes, [c.found.split for c in candidates], test_fraction, keep_official=keep_official)
     chosen = sorted(cleaned.kept, key=lambda i: (candidates[i].name, splits[i], scenes[i], candidates[i].key))
     shared = _of_several_sources(candidates, scenes)
@@ -162,12 +162,6 @@ def _keys(every: Sequence[tuple[str, Found]]) -> list[str]:
             digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).hexdigest()[:8]
             keys[number] = f"{keys[number][: LONGEST_KEY - 9]}-{digest}"
     return keys
-
-
-def _joined_before(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
-    """Places of examples whose scenes were joined in the shards that they come from."""
-    first: dict[str, int] = {}
-    return [(first.setdefault(c.found.joined, i), i) for i, c in enumerate(candidates) if c.found.joined]
 
 
 def _of_several_sources(candidates: Sequence[Candidate], scenes: Sequence[str]) -> set[str]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +50,7 @@ class Example:
 
     Attributes:
         joined: the name, over all sources, of a scene that several sources show, "SOURCE/SCENE"; "" of a scene of one.
+        map_style: of a map that was made for the data, see `segmentation_map`; "" of one that came with it.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Example:
     caption: str | None = None
     band: str = ""
     joined: str = ""
+    map_style: str = ""
 
     @property
     def place(self) -> str:
@@ -174,6 +176,33 @@ def _crops_with_their_frames(examples: list[Example]) -> list[Example]:
     return gathered
 
 
+def near_frames(examples: Sequence[Example], others: Sequence[Example]) -> set[str]:
+    """Ids of those crops and pairs of one recording that a pair, or a crop, among `others` is near.
+
+    As near as crops take the scene of a pair: so many frames that the scene is likely the same.
+    """
+    frames = defaultdict(list)
+    for kind, recording, frame in filter(None, map(_frame, others)):
+        frames[kind, recording].append(frame)
+    found = set()
+    for example in examples:
+        if place := _frame(example):
+            kind, recording, frame = place
+            other = "pairs" if kind == "crops" else "crops"
+            if any(abs(number - frame) <= _FRAMES for number in frames[other, recording]):
+                found.add(example.id)
+    return found
+
+
+def _frame(example: Example) -> tuple[str, str, int] | None:
+    """Kind, recording and frame of a crop or a pair whose name tells."""
+    if example.kind == "crops" and example.source in _RECORDINGS and (number := _CROP.search(example.id)):
+        return "crops", _RECORDINGS[example.source], int(number[1])
+    if example.kind == "pairs" and (number := _PAIR_OF_RECORDING.fullmatch(example.id)):
+        return "pairs", example.source, int(number[1])
+    return None
+
+
 def _read_folders(folder: Path) -> list[Example]:
     """Pairs of equal names in rgb/ and ir/; what is in ir/ only is infrared alone."""
     found = {name: [path for path in sorted((folder / name).glob("*")) if is_image(path)] for name in _FOLDERS}
@@ -247,7 +276,8 @@ def split_validation(examples: Sequence[Example], fraction: float = 0.1) -> tupl
     A scene is held out when the hash of its name falls into the first `fraction` of the range. Of a source of few
     scenes that may be none: then its first one by hash is, if that is no more than `_LARGEST_SHARE` of the source, so
     that choices are made on that camera, too. A scene that several sources show is held out by its hash alone. So only
-    the scenes of the same source matter, and every stage and every phase holds out the same ones.
+    the scenes of the same source matter. Every stage and every phase holds out the same ones if all train examples are
+    split, before some are chosen (`read_parts`).
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must lie in [0, 1), got {fraction}")
@@ -255,14 +285,29 @@ def split_validation(examples: Sequence[Example], fraction: float = 0.1) -> tupl
     scenes = Counter(example.place for example in examples)
     position = {scene: _position(scene) for scene in scenes}
     held_out = {scene for scene in scenes if position[scene] < fraction}
+    joined = {example.joined for example in examples}
     if fraction:
         for source in sizes.keys() - {example.source for example in examples if example.place in held_out}:
-            own = {e.place: scenes[e.place] for e in examples if e.source == source and not e.joined}
+            own = {e.place: scenes[e.place] for e in examples if e.source == source and e.place not in joined}
             first = min(own, key=position.__getitem__, default=None)
             if first is not None and own[first] <= _LARGEST_SHARE * sizes[source]:
                 held_out.add(first)
     train = [example for example in examples if example.place not in held_out]
     return train, [example for example in examples if example.place in held_out]
+
+
+def read_parts(
+    folder: str | Path, fraction: float = 0.1, choose: Callable[[Example], bool] = lambda example: True
+) -> tuple[list[Example], list[Example]]:
+    """The chosen train examples of a dataset as (train, validation), of which one may be empty.
+
+    What is held out does not depend on what is chosen, see `split_validation`.
+
+    Raises:
+        DataError: see `read_examples`.
+    """
+    train, validation = split_validation(read_examples(folder, split="train"), fraction)
+    return [example for example in train if choose(example)], [e for e in validation if choose(e)]
 
 
 def _position(scene: str) -> float:

@@ -31,11 +31,11 @@ COLUMNS = {
        for part, kind in (("name", "string"), ("offset", "int64"), ("size", "int64"), ("sha256", "string"))},
 }  # fmt: skip
 # What a manifest may lack: those of earlier versions do.
-OPTIONAL = {"key", "joined", "order"}
+OPTIONAL = {"key", "joined", "order", "map_style"}
 # Of ASCII characters. A name in a tar has at most 100, of which ".segmentation.jpeg" is the longest ending.
 LONGEST_KEY = 82
 ANNOTATION_COLUMNS = {"id": "string", "caption": "string", "name": "string", "offset": "int64", "size": "int64",
-                      "model": "string"}  # fmt: skip
+                      "model": "string", "map_style": "string"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,15 +179,16 @@ def stored(folder: Path, row: dict[str, Any], role: str) -> TarMember | None:
 
 
 def _example(folder: Path, row: dict[str, Any], made: dict[str, Any] | None) -> Example:
-    files = {role: stored(folder, row, role) for role in ROLES}
-    if made:
-        annotations = folder / ANNOTATIONS / row["shard"]
-        files["segmentation"] = files["segmentation"] or _member(annotations, made, "")
+    files, map_style = {role: stored(folder, row, role) for role in ROLES}, ""
+    if made and files["segmentation"] is None:
+        files["segmentation"] = _member(folder / ANNOTATIONS / row["shard"], made, "")
+        map_style = made.get("map_style") or ""
     return Example(
         **{name: row[name] for name in ("id", "kind", "source", "scene", "split", "band")},
         **files,
         caption=row["caption"] or (made or {}).get("caption"),
         joined=row.get("joined") or "",
+        map_style=map_style,
     )
 
 

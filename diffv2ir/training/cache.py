@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from tqdm import tqdm
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from diffv2ir.data import Example
+from diffv2ir.data.examples import ROLES
 from diffv2ir.edges import brightness, follow_edges
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import from_levels, open_image, to_tensor
 from diffv2ir.lines import append_pairs, read_pairs
+from diffv2ir.members import ImageFile
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.hashes import ALONE, Share, entry_key, file_hash, weights_hash
 from diffv2ir.training.images import expose_differently, random_integer, resize_shorter
@@ -137,7 +139,11 @@ class CaptionCache:
 
 
 class MapCache:
-    """Segmentation maps as PNG files; a map that comes with the dataset is used as it is."""
+    """Segmentation maps as PNG files; a map that comes with the dataset is used as it is.
+
+    One that was made for the dataset is used if it is of the same style: in another one it would teach what the model's
+    own maps do not show.
+    """
 
     def __init__(self, folder: Path, segmenter: SamSegmenter, style: str):
         self.folder, self.segmenter, self.style = folder / "maps", segmenter, style
@@ -152,18 +158,24 @@ class MapCache:
 
     def path(self, example: Example) -> Path:
         """Where the map of an example lies, or will lie."""
-        if example.segmentation:
-            return example.segmentation
+        if given := self.given(example):
+            return given
         key = entry_key(file_hash(example.visible), self._model_hash, self.style)
         return self.folder / key[:2] / f"{key}.png"
 
+    def given(self, example: Example) -> ImageFile | None:
+        """The map of the dataset, if it is used."""
+        return example.segmentation if example.map_style in ("", self.style) else None
+
     def fill(self, examples: Sequence[Example], share: Share = ALONE) -> None:
         """Segment what has no map yet."""
+        if others := sum(example.segmentation is not None and self.given(example) is None for example in examples):
+            logger.info("%d maps of the data are of another style than %r: they are drawn anew", others, self.style)
         wanted = [e for e in examples if e.visible and _lacks(self.path(e), share)]
         for example in tqdm(wanted, desc="segmentation maps", disable=not wanted, mininterval=5):
             image = open_image(example.visible)
             drawn = segmentation_map(self.segmenter.masks(image), image.size, self.style)
-            write_file_atomically(self.path(example), drawn.save)
+            write_file_atomically(self.path(example), drawn.save, shared=True)
 
 
 class Views:
@@ -221,6 +233,9 @@ def _resampling(role: str) -> Image.Resampling:
 class LatentCache:
     """Encoder modes of views: a dict of "visible", "segmentation", "infrared", each (C, h, w) float16, unscaled.
 
+    Args:
+        wanted: which of the three.
+
     Raises:
         ValueError: the crop is not a whole number of latents.
     """
@@ -232,8 +247,10 @@ class LatentCache:
         view: ViewConfig,
         maps: MapCache | None,
         seed: int = 0,
+        wanted: Collection[str] = ROLES,
     ):
         self.folder, self.vae, self.view, self.maps, self.seed = folder / "latents", vae, view, maps, seed
+        self._wanted = wanted
         self._vae_hash = weights_hash(vae)
         self._stride = latent_stride(vae)
         if view.crop % self._stride:
@@ -241,11 +258,12 @@ class LatentCache:
         self._cutter = Views(view, seed, self._stride)
 
     def roles(self, example: Example) -> dict[str, Path]:
-        """The images of an example that are encoded."""
+        """The images of an example that the views are cut from."""
         paths = {"visible": example.visible, "infrared": example.infrared}
         if self.maps is not None and example.visible:
             paths["segmentation"] = self.maps.path(example)
-        return {role: path for role, path in paths.items() if path}
+        needed = {*self._wanted, "visible"} if self.view.edge_radius else self._wanted
+        return {role: path for role, path in paths.items() if path and role in needed}
 
     def batch(self, examples: Sequence[Example], draws: Sequence[Draw]) -> list[dict[str, Tensor]]:
         """The crops that belong to the draws of a training, see `load`."""
@@ -281,7 +299,8 @@ class LatentCache:
         entries: list[dict[str, Tensor]] = [{} for _ in batch]
         for number, (example, variant) in enumerate(batch):
             for role, view in self._cutter.cut(self.roles(example), example, variant).items():
-                views.setdefault(view.size, []).append((number, role, to_tensor(view)))
+                if role in self._wanted:
+                    views.setdefault(view.size, []).append((number, role, to_tensor(view)))
         for same in views.values():
             images = torch.stack([view for _, _, view in same])
             images = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
@@ -289,15 +308,16 @@ class LatentCache:
             for (number, role, _), latent in zip(same, latents, strict=True):
                 entries[number][role] = latent.contiguous()
         for (example, variant), entry in zip(batch, entries, strict=True):
-            write_file_atomically(self._path(example, variant), lambda path, entry=entry: save_file(entry, path))
+            path = self._path(example, variant)
+            write_file_atomically(path, lambda partial, entry=entry: save_file(entry, partial), shared=True)
 
     def _path(self, example: Example, variant: int) -> Path:
         hashes = {role: file_hash(path) for role, path in self.roles(example).items() if role != "segmentation"}
         if "segmentation" in (roles := self.roles(example)):  # the name of a map of ours is its content's key
-            given = example.segmentation
+            given = self.maps.given(example)
             hashes["segmentation"] = file_hash(given) if given else roles["segmentation"].stem
         view = asdict(self.view) | {"variants": None}
-        key = entry_key(hashes, self._vae_hash, view, variant, self.seed)
+        key = entry_key(hashes, self._vae_hash, view, variant, self.seed, *sorted(roles.keys() - set(self._wanted)))
         return self.folder / key[:2] / f"{key}.safetensors"
 
 

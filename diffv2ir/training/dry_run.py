@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffv2ir import bundle, hub
-from diffv2ir.data import DataError, Example, read_examples, split_validation
+from diffv2ir.data import DataError, Example, read_parts
 from diffv2ir.memory import free_memory
 from diffv2ir.pipeline import latent_stride
 from diffv2ir.training.activations import activation_size
@@ -221,11 +221,10 @@ def _examples(config: PhaseConfig, data: Path | None, missing: list[str]) -> lis
         missing.append("--data is not given")
         return []
     try:
-        fitting = [example for example in read_examples(data, split="train") if config.fits(example)]
+        training, _ = read_parts(data, config.validation_fraction, config.fits)
     except DataError as error:
         missing.append(str(error))
         return []
-    training, _ = split_validation(fitting, config.validation_fraction)
     if not training:
         missing.append(f"{data}: no example of kinds {config.kinds} and sources {config.sources} to train on")
     return training

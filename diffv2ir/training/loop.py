@@ -348,11 +348,12 @@ class Loop:
                 values, seen, started = defaultdict(list), 0, time.monotonic()
             last = self.step == self.config.steps
             if self.validate and self.config.validate_every and (self.step % self.config.validate_every == 0 or last):
+                paused = time.monotonic()
                 self._gather_average()
                 if main:
                     self._log(writer, self._with_average(lambda model: self.validate(model, self.step)))
                 self.accelerator.wait_for_everyone()
-                started = time.monotonic()
+                started += time.monotonic() - paused
             if self.step % self.config.checkpoint_every == 0 or last:
                 self.checkpoint()
         bar.close()
@@ -513,6 +514,13 @@ class Loop:
                     f"{folder} has no state for {name} {now[name]}, it was trained with {before[name]}: "
                     "set it back, or choose another output folder"
                 )
+        # What an example's turn depends on: with another one, some would be left out and others seen twice.
+        for name in ("seed", "batch_size"):
+            if before.get(name, now[name]) != now[name]:
+                raise TrainingError(
+                    f"{folder} was trained with {name} {before[name]}, not {now[name]}: set it back, or choose another "
+                    "output folder"
+                )
         for parameter, value in zip(self.parameters, state["parameters"], strict=True):
             parameter.data.copy_(part_like(value, parameter.data))
         for number, moments in state["optimizer"]["state"].items():
@@ -520,6 +528,8 @@ class Loop:
                 if isinstance(value, Tensor):
                     moments[name] = self._out_of_file(value, self.parameters[number].data)
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.config.weight_decay
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.ema:

@@ -46,8 +46,17 @@ from diffv2ir.training.diffusion import (
 )
 from diffv2ir.training.fresh import FreshConfig, FreshViews
 from diffv2ir.training.hashes import HashIndex, Share
-from diffv2ir.training.learnt import record_examples
-from diffv2ir.training.loop import Draw, Loop, LoopConfig, half_on_cpu, optimizer_class, process_state
+from diffv2ir.training.learnt import examples_hash, record_examples, recorded_examples
+from diffv2ir.training.loop import (
+    Draw,
+    Loop,
+    LoopConfig,
+    TrainingError,
+    half_on_cpu,
+    latest_checkpoint,
+    optimizer_class,
+    process_state,
+)
 from diffv2ir.training.pictures import PictureConfig, PictureLoss
 from diffv2ir.training.seeing import FeatureTarget
 from diffv2ir.training.teacher import Teacher, load_network, teacher_bands
@@ -285,6 +294,8 @@ def train_phase(
     pictures = _picture_loss(config, parts) if config.picture else None  # raises now, not after the caches are filled
     processes = process_state()
     _hash_files(chosen, cache)
+    if latest_checkpoint(output) and recorded_examples(output) not in (None, examples_hash(chosen)):
+        raise TrainingError(f"{output} was begun with other examples: bring them back, or choose another output folder")
     if processes.is_main_process:
         record_examples(output, chosen)
     latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
@@ -505,7 +516,8 @@ def _fill_caches(
             examples, parts.vae, config.view, maps and maps.path, asked, config.fresh, config.weights(examples),
             network, config.picture is not None,
         ), captions  # fmt: skip
-    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed)
+    wanted = {"base": ("visible",), "1": ("infrared",)}.get(config.phase, ROLES)
+    latents = LatentCache(cache, parts.vae, config.view, maps, config.loop.seed, wanted)
     latents.fill(examples, share=share)
     parts.vae.to("cpu")
     processes.wait_for_everyone()
@@ -641,6 +653,7 @@ def _write_bundle_index(config: PhaseConfig, start: Path, folder: Path, bands: S
     others = [style for style in before["styles"] if style != config.style]
     styles = [*others, config.style] if config.lora else [GENERAL_STYLE]
     known = dict(before.get("bands", {})) if config.lora else {}
+    known.pop(styles[-1], None)
     if len(bands) == 1:
         known[styles[-1]] = next(iter(bands))
     index = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from diffv2ir.data import Example
 from diffv2ir.files import write_atomically, write_file_atomically
 from diffv2ir.imaging import fitted_size, open_image
-from diffv2ir.training.cache import file_hash
+from diffv2ir.training.hashes import entry_key, file_hash
 from diffv2ir.training.images import random_integer
 from diffv2ir.training.loop import Draw, Loop, LoopConfig
 from diffv2ir.training.regions import region_labels
@@ -163,14 +162,11 @@ def _teach(paths: list[Path], cache: Path, counts: Sequence[int], side: int) -> 
     """Images (h, w, 3) uint8 with the longer side `side`, and their label maps (counts, h, w); labels kept on disk."""
     cache.mkdir(parents=True, exist_ok=True)
     images, labels = [], []
-    stems = Counter(path.stem for path in paths)
     for path in tqdm(paths, desc="regions", mininterval=5):
         image = open_image(path)
         image = image.resize(fitted_size(image.size, side), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
-        # Equal names in different folders are different images.
-        name = path.stem if stems[path.stem] == 1 else f"{path.stem}-{file_hash(path)[:8]}"
-        stored = cache / f"{name}-{'-'.join(map(str, counts))}.npy"
+        stored = cache / f"{entry_key(file_hash(path), side, list(counts))}.npy"
         if not stored.is_file():
             labelled = region_labels(pixels, counts)
             write_file_atomically(stored, lambda partial, labelled=labelled: np.save(partial, labelled))

@@ -167,6 +167,8 @@ def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConf
             width, or more networks. See also `Loop`.
     """
     chosen = [e for e in examples if e.kind in config.kinds and e.visible and e.infrared]
+    if not chosen:
+        raise TrainingError(f"no example of kinds {config.kinds} with both images")
     folders = [output / f"member{number}" for number in range(len(config.members))]
     if surplus := sorted(set(output.glob("member*")) - set(folders)):
         raise TrainingError(f"the configuration has no {surplus[0].name}, {output} has: choose another output folder")

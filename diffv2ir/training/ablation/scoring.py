@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffv2ir.data import DataError, Example, read_examples, split_validation
+from diffv2ir.data import DataError, Example, read_examples, read_parts
 from diffv2ir.evaluate import Translation, central_square, gray_square, score, settings_for
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
@@ -81,7 +81,7 @@ def choose_pairs(
         raise ValueError(f"limit must be at least 1, got {limit}")
     examples = read_examples(data, "test" if split == "test" else "train", ["pairs"], sources)
     if split != "test":
-        train, validation = split_validation(examples)
+        train, validation = read_parts(data, choose=set(examples).__contains__)
         examples = validation if split == "validation" else train
     if not examples:
         raise DataError(f"{data} has no pairs of sources {sources} in its {split} part; choose another split")
