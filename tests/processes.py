@@ -61,10 +61,10 @@ def record_caches(folder: Path) -> None:
     """`folder` gets the names of what each process puts into the caches (`made-RANK`), the first process slowly."""
     write, draw, slow = cache_module.write_file_atomically, cache_module.segmentation_map, [rank() == 0]
 
-    def recorded_write(path, *arguments):
+    def recorded_write(path, *arguments, **options):
         with (folder / f"made-{rank()}").open("a") as file:
             file.write(f"{path}\n")
-        write(path, *arguments)
+        write(path, *arguments, **options)
 
     def slow_map(*arguments):
         if slow[0]:

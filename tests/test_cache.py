@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
+from diffv2ir import files
 from diffv2ir.data import read_examples
+from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import open_image, to_tensor
 from diffv2ir.lines import append_pairs, read_pairs
 from diffv2ir.pipeline import latent_stride
@@ -117,6 +119,20 @@ def test_lines_that_were_cut_off_are_left_out(tmp_path):
     path.write_bytes(path.read_bytes() + b'["c", "thr')
     append_pairs(path, {"a": "two"})
     assert read_pairs(path) == {"a": "two", "b": "zwölf\n"} and read_pairs(tmp_path / "none") == {}
+
+
+def test_two_processes_may_make_the_same_file(tmp_path, monkeypatch):
+    path, pids = tmp_path / "a.bin", iter((1, 2))
+    monkeypatch.setattr(files.os, "getpid", lambda: next(pids))
+
+    def slowly(partial):
+        partial.write_bytes(b"ent")
+        write_file_atomically(path, lambda other: other.write_bytes(b"entry"), shared=True)
+        with partial.open("ab") as file:
+            file.write(b"ry")
+
+    write_file_atomically(path, slowly, shared=True)
+    assert path.read_bytes() == b"entry" and list(tmp_path.iterdir()) == [path]
 
 
 # Latents
