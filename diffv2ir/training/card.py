@@ -1,4 +1,4 @@
-"""The model card of a bundle, written from what the training and the evaluations left behind; only what the template says in words has its numbers typed in."""
+"""The model card of a bundle, from what the training and the evaluations left behind, and a template of words."""
 
 from __future__ import annotations
 
