@@ -7,9 +7,13 @@ What each costs: `python -m train.ablate table4`.
 
 from __future__ import annotations
 
-from benchmarks.held_out import load_from_arguments
-from diffv2ir.data import Example
-from diffv2ir.evaluate import OVERALL, Translation, central_square, gray_square, score, settings_for
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffv2ir.data import Example, read_parts
+from diffv2ir.evaluate import OVERALL, Translation, central_square, gray_square, score, settings_for, spread
 from diffv2ir.imaging import open_image
 from diffv2ir.pipeline import Conditioning, DiffV2IRPipeline
 from diffv2ir.settings import GenerationSettings
@@ -30,7 +34,13 @@ CANDIDATES = [CENTRE, *[changes for changes in AROUND if changes != CENTRE]]
 
 
 def main() -> None:
-    pipe, held_out = load_from_arguments(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--bundle", default="tiny")
+    arguments = parser.parse_args()
+    pipe = DiffV2IRPipeline.from_pretrained(arguments.bundle)
+    _, held_out = read_parts(arguments.data, choose=lambda example: example.kind == "pairs")
+    held_out = few_of_each_scene(held_out)
     conditionings = [pipe.prepare(central_square(open_image(example.visible))) for example in held_out]
     print(f"{len(held_out)} held-out pairs of train; each row changes the first one\n")
     print("| settings | PSNR | SSIM | Fréchet |")
@@ -46,6 +56,14 @@ def main() -> None:
         cells = f"{result.psnr:.2f} | {result.ssim:.3f} | {result.frechet_efficientnet_lite0 or 0:.0f}"
         shown = {name: value for name, value in changes.items() if changes is CENTRE or CENTRE.get(name) != value}
         print(f"| {', '.join(f'{name} {value}' for name, value in shown.items())} | {cells} |", flush=True)
+
+
+def few_of_each_scene(examples: Sequence[Example], most: int = 5) -> list[Example]:
+    """At most so many examples of a scene, so that no video outweighs a camera."""
+    scenes: dict[tuple[str, str], list[Example]] = defaultdict(list)
+    for example in examples:
+        scenes[example.place].append(example)
+    return [example for scene in scenes.values() for example in spread(scene, most)]
 
 
 def translate(

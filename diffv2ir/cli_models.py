@@ -29,7 +29,7 @@ def add_model_commands(commands: argparse._SubParsersAction) -> None:
         "bundles",
         help="list the bundles and models that are here",
         description="List the bundles and models that are here: tiny, bundles in bundles/ and the results of trainings "
-        "in runs/ below this folder, and what was fetched into the hub's cache.",
+        "in runs/ below this folder, what the paper's checkpoints were converted to, and what the hub's cache has.",
     )
     bundles.add_argument(
         "folders", nargs="*", type=Path, metavar="PATH", help="other bundles, models and checkpoints to look at"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVALUATION_SIZE", "OVERALL", "PROTOCOL", "Report", "Score", "Translation",
-    "central_square", "check_pairs", "evaluate", "example_seed", "gray_square", "picture_hashes", "save_sheet", "score",
+    "central_square", "check_pairs", "example_seed", "gray_square", "picture_hashes", "save_sheet", "score",
     "score_methods", "score_real", "settings_for", "spread", "translate_examples",
 ]  # fmt: skip
 
@@ -145,19 +145,6 @@ def _batches(examples: Sequence[Example], settings: GenerationSettings, size: in
     for _, run in itertools.groupby(examples, key=lambda example: settings_for(example, settings).band):
         alike = list(run)
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
-
-
-def evaluate(
-    pipe: DiffV2IRPipeline,
-    examples: Sequence[Example],
-    settings: GenerationSettings | None = None,
-    batch_size: int = 4,
-    progress: Callable[[int, int], None] | None = None,
-) -> Report:
-    """Translate and score examples; `settings` default to the bundle's own, with seed 0."""
-    settings = pipe.default_settings if settings is None else settings
-    settings = settings.replace(seed=settings.seed or 0)
-    return score(translate_examples(pipe, examples, settings, batch_size, progress), settings)
 
 
 def save_sheet(translations: Sequence[Translation], path: str | Path, tile: int = 160, blocks: int = 3) -> None:

@@ -206,7 +206,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike = bundle.TINY, **kwargs: Any):
-        """Load a bundle: "tiny", a folder, or a hub id. Weights become float32 unless `dtype` says otherwise.
+        """Load a bundle, named as for `bundle.resolve`. Weights become float32 unless `dtype` says otherwise.
 
         SAM's are float32 in any case: segment-anything computes with points of that kind.
 

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from make_bundle import EPSILON, SCHEDULE
 
 from benchmarks import by_scene, flops, inference, level_error, literal, optimisations, training
-from benchmarks.held_out import few_of_each_scene
+from benchmarks.choose_defaults import few_of_each_scene
 from diffv2ir import compilation, imaging
 from diffv2ir.data import Example
 from diffv2ir.pipeline import DiffV2IRPipeline

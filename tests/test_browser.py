@@ -17,8 +17,6 @@ from make_data import draw_scene
 from PIL import Image
 
 from diffv2ir.metadata import restore, save_png
-from diffv2ir.pipeline import DiffV2IRPipeline
-from diffv2ir.ui import LAUNCH_OPTIONS, Model, build_demo
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 REQUIRED = bool(os.environ.get("DIFFV2IR_REQUIRE_BROWSER"))
@@ -39,15 +37,6 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def served(bundle_folder):
-    pipe = DiffV2IRPipeline.from_pretrained(bundle_folder)
-    demo = build_demo(Model.ready(pipe))
-    demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
-    yield demo.local_url, pipe, demo
-    demo.close()
-
-
-@pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -57,7 +46,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, served):
-    yield from open_page(browser, served[0])
+    yield from open_page(browser, served[0].local_url)
 
 
 def open_page(browser, url, width=1280, height=1100, **options):
@@ -237,7 +226,7 @@ def test_a_photo_taken_away_takes_its_picture_along(page, photos):
 
 
 def test_the_status_is_in_sight(browser, served, photos):
-    for page in open_page(browser, served[0], 1400, 900):
+    for page in open_page(browser, served[0].local_url, 1400, 900):
         upload(page, photos[0])
         assert page.locator(".status").filter(visible=True).first.bounding_box()["y"] < 900
         chips = page.get_by_role("button", name="at night").bounding_box()
@@ -297,10 +286,10 @@ def test_a_batch_names_the_broken_file_and_zips_the_rest(page, photos, tmp_path)
 
 def test_a_stop_reaches_what_waits_for_the_model(browser, served, photos, monkeypatch):
     reached, go = held_up(served[1], monkeypatch)
-    for other in open_page(browser, served[0]):
+    for other in open_page(browser, served[0].local_url):
         other.locator("#photo input[type=file]").first.set_input_files(str(photos[0]))
         assert reached.wait(60)
-        for page in open_page(browser, served[0]):
+        for page in open_page(browser, served[0].local_url):
             page.get_by_role("tab", name="Batch").click()
             batch = page.get_by_role("tabpanel").filter(visible=True).first
             batch.locator("input[type=file]").first.set_input_files([str(path) for path in photos])
@@ -315,7 +304,7 @@ def test_a_stop_reaches_what_waits_for_the_model(browser, served, photos, monkey
 
 def test_who_comes_when_the_queue_is_full_is_told(page, served, photos, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(served[2]._queue, "max_size", 0)
+        patch.setattr(served[0]._queue, "max_size", 0)
         page.locator("#photo input[type=file]").first.set_input_files(str(photos[2]))
         wait_for_status(page, "Not begun")
     page.get_by_role("button", name="Translate", exact=True).click()
@@ -339,7 +328,9 @@ def test_what_is_asked_for_while_it_works_is_done_after_it(page, photos, served,
 
 @pytest.mark.parametrize("name, width, scheme", [("phone", 390, "light"), ("phone-dark", 390, "dark")])
 def test_it_fits_a_phone(browser, served, photos, name, width, scheme):
-    for page in open_page(browser, f"{served[0]}?__theme={scheme}", width, 844, is_mobile=True, has_touch=True):
+    for page in open_page(
+        browser, f"{served[0].local_url}?__theme={scheme}", width, 844, is_mobile=True, has_touch=True
+    ):
         upload(page, photos[0])
         shoot(page, name)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -350,15 +341,15 @@ def test_it_fits_a_phone(browser, served, photos, name, width, scheme):
 
 
 def test_dark_theme_is_dark(browser, served):
-    for page in open_page(browser, f"{served[0]}?__theme=dark"):
+    for page in open_page(browser, f"{served[0].local_url}?__theme=dark"):
         colour = page.evaluate("getComputedStyle(document.querySelector('.gradio-container')).backgroundColor")
         assert max(int(value) for value in re.findall(r"\d+", colour)[:3]) < 80
         shoot(page, "desktop-dark")
 
 
 def test_sessions_do_not_see_each_other(browser, served, photos):
-    for first in open_page(browser, served[0]):
-        for second in open_page(browser, served[0]):
+    for first in open_page(browser, served[0].local_url):
+        for second in open_page(browser, served[0].local_url):
             upload(first, photos[0])
             assert second.locator("#viewer img").count() == 0
             upload(second, photos[1])

@@ -527,15 +527,6 @@ def test_captions_of_another_number_of_processes_are_kept(examples, blip, tmp_pa
 # Images
 
 
-def test_deep_gray_is_scaled_and_orientation_honoured(tmp_path):
-    Image.new("I;16", (6, 4), 257 * 100).save(tmp_path / "deep.png")
-    assert open_image(tmp_path / "deep.png").getpixel((0, 0)) == (100, 100, 100)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (6, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    assert open_image(tmp_path / "turned.jpg").size == (4, 6)
-
-
 @pytest.mark.parametrize("size, wanted", [((30, 20), (15, 10)), ((7, 90), (10, 129)), ((10, 10), (10, 10))])
 def test_shorter_side_becomes_the_size(size, wanted):
     assert resize_shorter(Image.new("RGB", size), 10).size == wanted

@@ -302,12 +302,6 @@ def test_evaluate(loaded, data, tmp_path, capsys):
         assert sheet.width == 2 * 4 * 160 + 12
 
 
-def test_evaluate_one_camera(loaded, data, capsys):
-    assert evaluate(data, "--split", "train", "--source", "odd", "--limit", 1) == 0
-    lines = [line for line in capsys.readouterr().out.split("\n\n")[0].splitlines() if " model " in line]
-    assert [line.split()[:2] for line in lines] == [["odd", "1"], ["all", "1"]]
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

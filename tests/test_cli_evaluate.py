@@ -108,10 +108,12 @@ def test_a_picture_of_something_else_is_drawn_anew(data, drawn, pipe, tmp_path, 
     assert drawn["pictures"] == expected
 
 
-def test_one_camera_is_scored_once(data, drawn, monkeypatch, tmp_path):
+def test_one_camera_is_scored_once(data, drawn, monkeypatch, tmp_path, capsys):
     images = []
     monkeypatch.setattr(scores, "mean_interval", lambda values: images.append(len(values)) or (0.0, 0.0))
     assert evaluate(data, "--source", "even", "--json", tmp_path / "scores.json") == 0
+    lines = [line for line in capsys.readouterr().out.split("\n\n")[0].splitlines() if " model " in line]
+    assert [line.split()[:2] for line in lines] == [["even", "2"], ["all", "2"]]
     record = json.loads((tmp_path / "scores.json").read_text())
     assert record["model"]["all"] == record["model"]["even"] and record["model"]["all"]["count"] == 2
     alone = len(images)

@@ -15,7 +15,6 @@ from diffv2ir.evaluate import (
     EVALUATION_SIZE,
     OVERALL,
     central_square,
-    evaluate,
     example_seed,
     save_sheet,
     score,
@@ -197,17 +196,6 @@ def test_conditions_can_be_left_out(pipe, examples, translations):
     one = translate_examples(pipe, examples[1:2], SETTINGS, without=("caption", "map"))[0]
     assert one.caption == "" and one.segmentation.getcolors() == [(EVALUATION_SIZE**2, (0, 0, 0))]
     assert not np.array_equal(np.asarray(one.infrared), np.asarray(translations[1].infrared))
-
-
-def test_evaluate_is_translate_and_score(pipe, examples, report):
-    assert evaluate(pipe, examples, SETTINGS, batch_size=4).to_dict() == report.to_dict()
-
-
-def test_defaults_are_the_bundles_with_seed_zero(pipe, examples, monkeypatch):
-    monkeypatch.setattr("diffv2ir.evaluate.translate_examples", lambda pipe, examples, settings, *rest: settings)
-    monkeypatch.setattr("diffv2ir.evaluate.score", lambda translated, settings: (translated, settings))
-    expected = pipe.default_settings.replace(seed=0)
-    assert evaluate(pipe, examples) == (expected, expected)
 
 
 def test_sheet(translations, tmp_path):

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from make_data import draw_scene, make_manifest_dataset, make_start_folder
+from make_data import draw_scene, make_manifest_dataset
 from PIL import Image
-from safetensors.torch import load_file
 
 from diffv2ir.data import DataError, check_examples, read_examples
 from diffv2ir.data.audit import audit, random_split
@@ -22,9 +20,8 @@ from diffv2ir.data.cleaning import CleaningConfig
 from diffv2ir.data.shards import COLUMNS, OPTIONAL, Entry, read_table, write_shards, write_table
 from diffv2ir.imaging import ImageError, open_image
 from diffv2ir.members import TarMember
-from diffv2ir.training.cache import ViewConfig, file_hash
+from diffv2ir.training.cache import file_hash
 from diffv2ir.training.loop import LoopConfig, Sampler
-from diffv2ir.training.phases import PhaseConfig, train_phase
 from train.data import main
 
 LENIENT = CleaningConfig(smallest=8, skip=("duplicate", "misaligned"))
@@ -239,27 +236,6 @@ def test_a_manifest_of_an_earlier_version_is_read(shards, tmp_path):
     rows = read_table(copy / "manifest.parquet", COLUMNS)
     write_table(rows, {k: v for k, v in COLUMNS.items() if k not in OPTIONAL}, copy / "manifest.parquet")
     assert by_id(read_examples(copy)).keys() == by_id(read_examples(shards)).keys()
-
-
-VIEW = ViewConfig(resize=18, crop=16, variants=2)
-
-
-def test_a_phase_trained_from_shards_equals_one_from_the_folder(folder, shards, bundle_folder, tmp_path):
-    config = PhaseConfig(
-        phase="2",
-        loop=LoopConfig(steps=2, batch_size=2, learning_rate=1e-2, warmup_steps=1, checkpoint_every=2),
-        view=VIEW,
-        defaults={"steps": 2, "resolution": 64, "sampler": "ddim"},
-    )
-    start = make_start_folder(bundle_folder, tmp_path / "start")
-    weights = []
-    for data in (folder, shards):
-        examples = read_examples(data, "train", ["pairs"])
-        output = tmp_path / data.parent.name
-        result = train_phase(config, examples, start, output, cache=output / "cache", vlum=bundle_folder)
-        weights.append(load_file(result / "unet" / "diffusion_pytorch_model.safetensors"))
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_any_number_of_processes_draws_the_same_examples_of_an_epoch(shards):

@@ -170,7 +170,7 @@ def _add_table4(commands) -> None:
     parser = _add(commands, "table4", _table4, "Table 4: steps and each guidance scale of one bundle")
     _add_data(parser)
     _add_split(parser)
-    parser.add_argument("--bundle", default="tiny", help="tiny, a folder, or a hub id; default: %(default)s")
+    parser.add_argument("--bundle", default="tiny", help="as --bundle of the page; default: %(default)s")
     parser.add_argument("--sources", nargs="*", help="cameras; default: all")
     for axis, values in sweep.VALUES.items():
         option = "--" + axis.replace("_", "-")
@@ -190,7 +190,7 @@ def _add_phases(commands) -> None:
     parser = _add(commands, "phases", _phases, "Figure I: photos through the phases of the training")
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
     parser.add_argument("--real", nargs="*", type=Path, default=[], metavar="FILE", help="their real infrared pictures")
-    parser.add_argument("--bundle", help="tiny, a folder, or a hub id; default: tiny")
+    parser.add_argument("--bundle", help="as --bundle of the page; default: tiny")
     parser.add_argument("--run", type=Path, help="output folder of train.tiny, in place of --bundle: holds all phases")
     parser.add_argument("--styles", nargs="*", default=[], metavar="NAME", help="with --run: its phases 3 to show")
     parser.add_argument("--seed", type=int, default=0)

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         command=_annotate, after_stop=": give the same command again, and the shards that are not done are annotated"
     )
     three.add_argument("data", type=Path, help="folder that `build` made")
-    three.add_argument("--bundle", required=True, help="whose captioner and segmenter: tiny, a folder, or a hub id")
+    three.add_argument("--bundle", required=True, help="whose captioner and segmenter: as --bundle of the page")
     three.add_argument("--workers", type=int, default=1, help="processes, or actors of Ray; a GPU each")
     three.add_argument("--engine", choices=ENGINES, default="local", help="ray: on a cluster, through Ray Data")
     return parser

@@ -1,4 +1,4 @@
-"""Images as training tensors: float32 CHW in [-1, 1], three channels (gray is repeated)."""
+"""Images on their way into a training: sizes, random numbers, another exposure."""
 
 from __future__ import annotations
 
