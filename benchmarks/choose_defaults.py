@@ -53,7 +53,8 @@ def main() -> None:
             for example, conditioning in zip(held_out, conditionings, strict=True)
         ]
         result = score(translations, settings).model[OVERALL]
-        cells = f"{result.psnr:.2f} | {result.ssim:.3f} | {result.frechet_efficientnet_lite0 or 0:.0f}"
+        distance = result.frechet_efficientnet_lite0
+        cells = f"{result.psnr:.2f} | {result.ssim:.3f} | {'-' if distance is None else f'{distance:.0f}'}"
         shown = {name: value for name, value in changes.items() if changes is CENTRE or CENTRE.get(name) != value}
         print(f"| {', '.join(f'{name} {value}' for name, value in shown.items())} | {cells} |", flush=True)
 

@@ -51,7 +51,8 @@ def main() -> None:
     maps = [
         map_figures(photo, segmentation_map(pipe.segmenter.masks(photo), photo.size, "regions")) for photo in photos
     ]
-    shares = caption_figures(captions, [example.caption for example in examples])
+    named = [(caption, example.caption) for caption, example in zip(captions, examples, strict=True) if example.caption]
+    shares = caption_figures(*map(list, zip(*named, strict=True))) if named else {}
     shares[f"{FEW} to {MANY} regions"] = [float(FEW <= figure["regions"] <= MANY) for figure in maps]
     regions = [figure["regions"] for figure in maps]
     rows = [

@@ -1,6 +1,7 @@
 """The bundle that is committed: complete, small enough, and able to do the main job."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,11 @@ def test_it_translates_a_photo_in_every_style(tiny):
         assert high - low > 60  # a picture, not a gray field
     again = tiny.generate(conditioning, settings.replace(style="general")).image
     assert again.tobytes() == pictures["general"].tobytes()
+
+
+def test_an_installation_has_every_package_and_the_bundle():
+    root = Path(__file__).resolve().parent.parent
+    setuptools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {path.parent.relative_to(root).as_posix() for path in (root / "diffv2ir").rglob("__init__.py")}
+    assert {name.replace(".", "/") for name in setuptools["packages"]} == folders | {"diffv2ir/assets"}
+    assert setuptools["package-dir"]["diffv2ir.assets"] == "assets" and (root / "assets" / "tiny").is_dir()

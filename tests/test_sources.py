@@ -274,6 +274,16 @@ def test_blocks_of_numbers(stem, scene):
     assert block(stem) == scene
 
 
+def test_frames_that_two_sources_show_are_one_scene(tree):
+    roads, aligned = tree("roadscene"), tree("flir-aligned")
+    for name in ("crop_LR_visible/FLIR_00017.jpg", "cropinfrared/FLIR_00017.jpg", "crop_LR_visible/c.jpg"):
+        (roads / name).touch()
+    (roads / "cropinfrared" / "c.jpg").touch()
+    places = {one.id: one.scene for one in find([("roadscene", roads), ("flir-aligned", aligned)])}
+    assert places["roadscene-FLIR_00017"] == places["flir-aligned-FLIR_00013"] == "flir-adas-v1/FLIR_0"
+    assert places["roadscene-c"] == "roadscene/c" and len(set(places.values())) == 4
+
+
 def test_images_of_raytron_are_scenes_by_folder_and_number(tmp_path):
     (tmp_path / "road2").mkdir()
     wanted = {"00001": "0", "00099": "0", "00100": "1", "boats": "boats", "road2/0001": "road2/0", "road2/a": "road2/a"}

@@ -37,7 +37,7 @@ _FRAMES = 50
 _CROP = re.compile(r"_(\d+)_\d+$")
 # Crops and pairs of one recording, whose frames have the same numbers: RoadScene's pairs are frames of FLIR ADAS.
 _RECORDINGS = {"flir": "roadscene"}
-_PAIR_OF_RECORDING = re.compile(r"roadscene_FLIR_(\d+)")
+_PAIR_OF_RECORDING = re.compile(r"roadscene[-_]FLIR_(\d+)")
 
 
 class DataError(ValueError):

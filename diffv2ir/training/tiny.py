@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,12 +79,14 @@ class Stage:
 def train_tiny(data: Path, output: Path, configs: Path, hold_phases: bool = False) -> Path:
     """Train every component on `data` (a dataset folder) and pack the bundle into `output/bundle`.
 
+    A style whose camera is not in the data is left out.
+
     Args:
         configs: folder with one YAML file a stage (`train/configs/tiny`).
         hold_phases: pack base and phase 1 too, so that the page can show a photo through all phases.
 
     Raises:
-        DataError: before anything is trained, naming the files.
+        DataError: before anything is trained, naming the files, or the stage that has nothing to learn from.
         TrainingError: before anything is trained, if ImageNet weights are not installed.
     """
     load_network()
@@ -95,7 +97,8 @@ def train_tiny(data: Path, output: Path, configs: Path, hold_phases: bool = Fals
     train, validation = split_validation(everything)
     if not any(example.visible and example.caption for example in train):
         raise DataError(f"{data} has no captions: text encoder and captioner cannot learn from it")
-    stages = _stages(train, validation, output, configs, hold_phases)
+    styles = _styles(train, data, configs)
+    stages = _stages(train, validation, output, configs, styles, hold_phases)
     total, spent, expected = sum(stage.minutes for stage in stages), 0.0, 0.0
     for number, stage in enumerate(stages, start=1):
         pace = max(0.2, min(5.0, spent / expected)) if expected > 5 else 1.0
@@ -113,8 +116,33 @@ def train_tiny(data: Path, output: Path, configs: Path, hold_phases: bool = Fals
     return output / "bundle"
 
 
+def _styles(train: list[Example], data: Path, configs: Path) -> list[str]:
+    """Those of `STYLES` that there are examples for.
+
+    Raises:
+        DataError: another phase has none.
+    """
+    needs = {name: load_config(configs / f"{name}.yaml", PhaseConfig) for name in ("base", "phase1", "phase2", GENERAL)}
+    for name, config in needs.items():
+        if not any(map(config.fits, train)):
+            raise DataError(f"{data}: {name} has no example of kinds {config.kinds} and sources {config.sources}")
+    styles = []
+    for style in STYLES:
+        config = load_config(configs / f"phase3-{style}.yaml", PhaseConfig)
+        if any(map(config.fits, train)):
+            styles.append(style)
+        else:
+            logger.info("no style %s: there is no example of sources %s", style, config.sources)
+    return styles
+
+
 def _stages(
-    train: list[Example], validation: list[Example], output: Path, configs: Path, hold_phases: bool
+    train: list[Example],
+    validation: list[Example],
+    output: Path,
+    configs: Path,
+    styles: Sequence[str],
+    hold_phases: bool,
 ) -> list[Stage]:
     parts, vlum, cache = output / "parts", output / "vlum", output / "cache"
 
@@ -140,16 +168,16 @@ def _stages(
         Stage("phase 1, infrared prior", 2, phase("phase1")),
         Stage("phase 2", 155, phase("phase2", vlum=vlum)),
         Stage("phase 2, the picture itself", 20, phase(GENERAL)),
-        *[Stage(f"phase 3, {style}", 5, phase(f"phase3-{style}")) for style in STYLES],
-        Stage("packing", 0.2, lambda: pack(output / GENERAL / "result", output, hold_phases)),
+        *[Stage(f"phase 3, {style}", 5, phase(f"phase3-{style}")) for style in styles],
+        Stage("packing", 0.2, lambda: pack(output / GENERAL / "result", output, hold_phases, styles)),
     ]
 
 
-def pack(general: Path, output: Path, hold_phases: bool = False) -> Path:
-    """The bundle that is committed: `general` with the three styles, and its defaults."""
-    styles = {style: output / f"phase3-{style}" / "result" for style in STYLES}
+def pack(general: Path, output: Path, hold_phases: bool = False, styles: Sequence[str] = STYLES) -> Path:
+    """The bundle that is committed: `general` with its styles, and its defaults."""
+    trained = {style: output / f"phase3-{style}" / "result" for style in styles}
     early = (output / "base" / "result", output / "phase1" / "result") if hold_phases else None
-    return pack_bundle(general, styles, output / "bundle", "tiny", DEFAULTS, early, PHRASES)
+    return pack_bundle(general, trained, output / "bundle", "tiny", DEFAULTS, early, PHRASES)
 
 
 def assemble(output: Path, parts: Path, vlum: Path) -> Path:

@@ -42,7 +42,7 @@ def _flir_aligned(root: Path) -> Iterator[Found]:
         visible = place / f"{stem}_RGB.jpg"
         if not visible.is_file():
             raise DataError(f"{infrared} has no partner {visible.name}")
-        yield Found(stem, block(stem), infrared, visible, splits.get(stem))
+        yield Found(stem, block(stem), infrared, visible, splits.get(stem), joined=_of_flir(stem))
 
 
 def _llvip(root: Path) -> Iterator[Found]:
@@ -67,7 +67,12 @@ def _msrs(root: Path) -> Iterator[Found]:
 
 def _roadscene(root: Path) -> Iterator[Found]:
     for stem, visible, infrared in partners(folder(root, "crop_LR_visible"), folder(root, "cropinfrared")):
-        yield Found(stem, block(stem), infrared, visible)
+        yield Found(stem, block(stem), infrared, visible, joined=_of_flir(stem))
+
+
+def _of_flir(stem: str) -> str:
+    """The scene over all sources of a frame of FLIR ADAS, first edition: RoadScene and FLIR-aligned both show them."""
+    return f"flir-adas-v1/{block(stem)}" if re.fullmatch(r"FLIR_\d+", stem) else ""
 
 
 GROUND = (
