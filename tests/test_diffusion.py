@@ -190,3 +190,6 @@ def test_min_snr_weights_follow_the_formula():
     alphas = scheduler.alphas_cumprod[timesteps]
     snr = alphas / (1 - alphas)
     torch.testing.assert_close(objective._weights(timesteps), torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
+    to_noise = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="snr_gamma gives the last timestep no weight"):
+        DiffusionObjective(to_noise, OnePrompt(), 1.0, NoiseConfig(snr_gamma=5.0))

@@ -18,7 +18,7 @@ from diffv2ir.imaging import open_image, to_tensor
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training.cache import FLAT_INFRARED, ViewConfig, encode_mode
 from diffv2ir.training.diffusion import NoiseConfig, PromptEncoder
-from diffv2ir.training.fresh import FreshConfig, FreshViews, expose
+from diffv2ir.training.fresh import FreshConfig, FreshViews, _shrunk, expose
 from diffv2ir.training.images import resize_shorter
 from diffv2ir.training.loop import Draw, LoopConfig, Sampler
 from diffv2ir.training.phases import PhaseConfig, train_phase
@@ -168,12 +168,40 @@ def test_latents_are_those_of_the_pictures_and_the_target_is_the_teachers(exampl
     pictures = fresh.pictures(draws)
     asked = [fresh.band(examples[draw.index], draw) for draw in draws]
     assert set(asked) == {"LWIR", "NIR"}
-    infrared = fresh.teacher.pictures(pictures["visible"], asked).expand(-1, 3, -1, -1)
+    infrared = fresh.teacher.pictures(pictures.pop("plain"), asked).expand(-1, 3, -1, -1)
     for role, images in {**pictures, "infrared": infrared}.items():
         latents = encode_mode(fresh.vae, 2 * images - 1)
         torch.testing.assert_close(torch.stack([views[role] for views in batch]), latents, atol=1e-4, rtol=1e-4)
     assert batch[0]["seen"].shape == (320, 2, 2)
     assert set(make().batch(examples[:1], draws[:1])[0]) == {"visible", "segmentation", "infrared"}
+
+
+def test_another_exposure_is_for_the_unet_alone(examples, make):
+    """What the teacher and the network see, and so the target, is the photo as it was taken."""
+    draws = draws_of(range(6), len(examples))
+    exposed, plain = (
+        make(replace(VIEW, jitter=jitter), mix=0.5, network=load_network()).batch(
+            [examples[draw.index] for draw in draws], draws
+        )
+        for jitter in (0.3, 0.0)
+    )
+    for one, other in zip(exposed, plain, strict=True):
+        assert not torch.allclose(one["visible"], other["visible"], atol=1e-3)
+        for role in ("infrared", "segmentation", "seen"):
+            torch.testing.assert_close(one[role], other[role], atol=1e-4, rtol=1e-4)
+
+
+def test_views_are_as_sharp_as_the_pipeline_makes_photos(examples, make):
+    whole = ViewConfig(resize=32, crop=32, flip=False)
+    fresh = make(whole)
+    draws = draws_of(range(len(examples)), len(examples))
+    views = _shrunk(fresh.pictures(draws)["visible"], 32)
+    for view, draw in zip(views, draws, strict=True):
+        photo = resize_shorter(open_image(examples[draw.index].visible), 32, Image.Resampling.BICUBIC)
+        start = round(fresh._random(draw, 11, 3)[2] * (photo.width - 32))  # photos are wider than high
+        expected = to_tensor(photo.crop((start, 0, start + 32, 32))) / 2 + 0.5
+        slopes, wanted = (float((image[:, :, 1:] - image[:, :, :-1]).abs().mean()) for image in (view, expected))
+        assert 0.96 < slopes / wanted < 1.06
 
 
 def test_the_teacher_sees_more_than_the_unet(examples, make, teacher_folder):
@@ -188,11 +216,11 @@ def test_the_teacher_sees_more_than_the_unet(examples, make, teacher_folder):
     assert pictures["visible"].shape == same["visible"].shape
     assert float((pictures["visible"] - same["visible"]).abs().mean()) < 0.02
     bands = [fresh.band(examples[draw.index], draw) for draw in draws]
-    target = fresh.teacher.pictures(pictures["visible"], bands)
+    target = fresh.teacher.pictures(pictures["plain"], bands)
     halves = {"visible": pictures["visible"], "infrared": target.expand(-1, 3, -1, -1)}
     batch = fresh.batch([examples[draw.index] for draw in draws], draws)
     for role, images in halves.items():
-        shown = torch.nn.functional.interpolate(images, (32, 32), mode="bilinear", antialias=True)
+        shown = torch.nn.functional.interpolate(images, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
         latents = encode_mode(fresh.vae, 2 * shown - 1)
         torch.testing.assert_close(torch.stack([views[role] for views in batch]), latents, atol=1e-4, rtol=1e-4)
     assert batch[0]["seen"].shape == (320, 1, 1)
@@ -238,10 +266,13 @@ def test_a_mixed_view_is_a_rectangle_or_a_mean_with_whole_regions(examples, make
     assert changed.float().mean() > 0.9
     assert 20 < int((areas > 0.9).sum()) < 60  # means of two; the others are rectangles, mostly smaller
     assert set(after["segmentation"].unique().tolist()) <= {0.0, 1.0}
+    # Of a mean, the map is the view's own.
+    means = [number for number in range(80) if areas[number] > 0.9]
+    assert torch.equal(before["segmentation"][means], after["segmentation"][means])
 
 
 def test_partners_come_by_their_weights(examples, make):
-    """With one possible partner, white, every mean of two is brighter than the view was."""
+    """With one possible partner, white, every mean of two is brighter than the view was, by less than half the way."""
     weights = [0.0] * len(examples)
     weights[2] = 1.0
     fresh = make(replace(VIEW, jitter=0.0), mix=1.0, weights=weights)
@@ -251,6 +282,11 @@ def test_partners_come_by_their_weights(examples, make):
     kept = [number for number, draw in enumerate(draws) if draw.index != 2]
     after = fresh.pictures(draws)["visible"]
     assert bool((after[kept] >= before[kept] - 1e-6).all()) and float((after[kept] - before[kept]).mean()) > 0.05
+    way, dark = (after[kept] - before[kept]) / (1.001 - before[kept]), before[kept] < 0.8
+    least = torch.where(dark, way, 1.0).flatten(1).amin(dim=1)  # 0 beside a rectangle
+    most = torch.where(dark, way, 0.0).flatten(1).amax(dim=1)
+    means = least > 1e-3
+    assert means.sum() > 5 and float(most[means].max()) < 0.51
 
 
 def test_real_views_have_what_the_camera_saw(examples, make):

@@ -94,6 +94,27 @@ def test_the_time_of_a_step_is_without_validations(tmp_path, monkeypatch):
     assert [row["seconds_per_step"] for row in loop.history if "seconds_per_step" in row] == [1.0, 1.0]
 
 
+def test_gradients_are_computed_outside_autocast(tmp_path):
+    class Recorded(torch.autograd.Function):
+        seen = []
+
+        @staticmethod
+        def forward(ctx, values):
+            Recorded.seen.append(torch.is_autocast_enabled("cpu"))
+            return values.clone()
+
+        @staticmethod
+        def backward(ctx, gradients):
+            Recorded.seen.append(torch.is_autocast_enabled("cpu"))
+            return gradients
+
+    def loss(model, draws):
+        return {"loss": Recorded.apply(noisy_loss(model, draws)["loss"])}
+
+    make_loop(tmp_path, 1, loss=loss, mixed_precision="bf16").run()
+    assert Recorded.seen == [True, False]
+
+
 def test_average_on_the_cpu_is_the_same_and_survives_a_stop(tmp_path):
     expected = make_loop(tmp_path / "model").run().state_dict()
 

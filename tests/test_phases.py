@@ -420,9 +420,12 @@ def sampled(chain):
     example = chain.examples[1]
     views = latents.load(example, 0)
 
-    def sample(position):
+    def sample(position, band=None):
         draw = Draw(position=position, epoch=0, index=0, seed=3)
-        return phases._sample(CONFIGS["2"], views, latents.band(example, draw), captions, example, draw)[:3]
+        band = band or latents.band(example, draw)
+        *fed, _, sees_photo = phases._sample(CONFIGS["2"], views, band, captions, example, draw)
+        assert sees_photo == bool(fed[2][:4].any())
+        return fed
 
     return sample, views
 
@@ -443,6 +446,13 @@ def test_each_subset_of_conditions_is_dropped_two_percent_of_the_time(sampled, c
         counts[dropped + "T" * lost] += 1
     assert set(counts) == {"", *DROPPED_SUBSETS}
     assert all(0.012 < counts[subset] / 4000 < 0.028 for subset in DROPPED_SUBSETS)
+
+
+def test_a_view_that_asks_for_another_band_keeps_the_prompt_that_says_so(sampled, chain):
+    sample, _ = sampled
+    fed = [sample(position, "NIR") for position in range(400)]
+    assert {prompt for _, prompt, _ in fed} == {build_prompt(chain.examples[1].caption, "NIR")}
+    assert 0.05 < sum(not conditions[:4].any() for *_, conditions in fed) / 400 < 0.12  # four of the seven subsets
 
 
 def test_dropout_belongs_to_the_draw(sampled):
@@ -520,7 +530,8 @@ def test_weights_lie_as_their_gradients_are_fast(precision, channels_last, new_u
 
 
 def test_missing_8bit_adam_is_named_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    for module in ("bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, module, None)
     config = PhaseConfig("2", LoopConfig(steps=1, optimizer="adamw8bit"), validation_fraction=0.0)
     examples = read_examples(make_manifest_dataset(tmp_path / "data", pairs=2, infrared=0), split="train")
     with pytest.raises(ValueError, match="needs the package bitsandbytes .*pip install bitsandbytes"):

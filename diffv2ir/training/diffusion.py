@@ -153,9 +153,14 @@ class DiffusionObjective:
     Args:
         scheduler: noise schedule and prediction type ("epsilon" or "v_prediction") of the model.
         scaling_factor: of the autoencoder; the target latent is multiplied by it, conditions are not.
+
+    Raises:
+        ValueError: `noise.snr_gamma` with a schedule that ends in pure noise: its last timestep would weigh nothing.
     """
 
     def __init__(self, scheduler: DDPMScheduler, prompts: PromptEncoder, scaling_factor: float, noise: NoiseConfig):
+        if noise.snr_gamma is not None and scheduler.alphas_cumprod[-1] < 1e-6:
+            raise ValueError("snr_gamma gives the last timestep no weight where the schedule ends in pure noise")
         self.scheduler, self.prompts, self.scaling_factor, self.noise = scheduler, prompts, scaling_factor, noise
 
     def __call__(

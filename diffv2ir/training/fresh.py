@@ -171,13 +171,14 @@ class FreshViews:
     @torch.no_grad()
     def _made(self, examples: Sequence[Example], draws: Sequence[Draw]) -> list[dict[str, Tensor]]:
         pictures = self.pictures(draws)
-        photos = pictures["visible"].contiguous(memory_format=torch.channels_last)
-        pictures["visible"] = _shrunk(photos, self.view.crop)
+        # What a photo is of does not depend on its exposure: teacher and network are shown it as it was taken.
+        plain = pictures.pop("plain", pictures["visible"]).contiguous(memory_format=torch.channels_last)
+        pictures["visible"] = _shrunk(pictures["visible"], self.view.crop)
         real = np.array([self._is_real(draw) for draw in draws])
         taken = pictures.pop("picture", None)
         if taught := np.flatnonzero(~real).tolist():
             bands = [self.band(examples[place], draws[place]) for place in taught]
-            answers = _shrunk(self.teacher.pictures(photos[taught], bands), self.view.crop)
+            answers = _shrunk(self.teacher.pictures(plain[taught], bands), self.view.crop)
             pictures.setdefault("infrared", answers.new_empty(len(draws), *answers.shape[1:]))[taught] = answers
         parameter = next(self.vae.parameters())
         encoded = {}
@@ -185,7 +186,7 @@ class FreshViews:
             images = (2 * values.expand(-1, 3, -1, -1) - 1).to(parameter.dtype, memory_format=torch.channels_last)
             encoded[role] = encode_mode(self.vae, images).float()
         if self.network is not None:
-            seen = self.network.maps(network_levels(photos))[-1].float()
+            seen = self.network.maps(network_levels(plain))[-1].float()
             encoded["seen"] = F.adaptive_avg_pool2d(seen, max(1, self.view.crop // _MAP_STRIDE))
         views = [{role: values[place].clone() for role, values in encoded.items()} for place in range(len(draws))]
         if self.pixels:
@@ -196,9 +197,10 @@ class FreshViews:
     def pictures(self, draws: Sequence[Draw]) -> dict[str, Tensor]:
         """The draws' views before they are encoded, in [0, 1].
 
-        "visible" is (N, 3, side, side), of which `side` is the teacher's or, if that is larger, the crop's;
-        "segmentation" is (N, 3, crop, crop). Where some targets are the cameras', "picture" is what they saw and
-        "infrared" the same with the edges that `view.edge_radius` asks for, (N, 1, crop, crop).
+        "visible" is (N, 3, side, side), of which `side` is the teacher's or, if that is larger, the crop's; "plain" is
+        the same without another exposure, where views get one; "segmentation" is (N, 3, crop, crop). Where some targets
+        are the cameras', "picture" is what they saw and "infrared" the same with the edges that `view.edge_radius` asks
+        for, (N, 1, crop, crop).
         """
         numbers = np.array([self._random(draw, _VIEW, 2 * _OF_PHOTO + _OF_MIX) for draw in draws])
         own, other, mixing = np.split(numbers, [_OF_PHOTO, 2 * _OF_PHOTO], axis=1)
@@ -228,17 +230,19 @@ class FreshViews:
             x = (start[:, 1:] + window[:, None] * mirrored) / side * 2 - 1
             grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
             whole = canvases.pictures[torch.from_numpy(places).to(self.device)].float() / 255
-            return F.grid_sample(whole, grid.to(self.device), mode, "border", align_corners=False)
+            return F.grid_sample(whole, grid.to(self.device), mode, "border", align_corners=False).clamp(0, 1)
 
-        photos = sample(self._photos, self._seen, "bilinear")
+        # As sharp as the pipeline makes photos, which a bilinear view is not.
+        photos, views = sample(self._photos, self._seen, "bicubic"), {}
         if view.jitter:
+            views["plain"] = photos
             factors = ((2 * torch.stack(exposure) - 1) * view.jitter).exp()
             photos = expose(photos, *factors.to(self.device)[:, :, None, None, None])
-        views = {"visible": photos}
+        views["visible"] = photos
         if self._maps is not None:
             views["segmentation"] = sample(self._maps, view.crop, "nearest")
         if self._infrared is not None:
-            views["picture"] = views["infrared"] = _shrunk(sample(self._infrared, self._seen, "bilinear"), view.crop)
+            views["picture"] = views["infrared"] = _shrunk(sample(self._infrared, self._seen, "bicubic"), view.crop)
             if view.edge_radius:
                 guides = gray_levels(_shrunk(photos, view.crop))
                 views["infrared"] = follow_edges_of_batch(
@@ -256,8 +260,8 @@ class FreshViews:
     ) -> dict[str, Tensor]:
         """The views, of which those at the places `mixed` have a part of another.
 
-        Those that are `pasted` have a rectangle of the other, photo and map. The rest is a mean of both photos, with
-        the map of the one that shows more.
+        Those that are `pasted` have a rectangle of the other, photo and map. The rest is a mean of both photos, of which
+        the view's own, whose map and caption stay, shows more.
         """
         weight, *box = torch.from_numpy(numbers).float().to(self.device).T  # [M] each
 
@@ -271,12 +275,12 @@ class FreshViews:
             return (within(box[2], box[3])[:, :, None] & within(box[0], box[1])[:, None, :])[:, None].float()
 
         paste = torch.from_numpy(pasted).to(self.device)[:, None, None, None]
-        weight = weight[:, None, None, None]
+        weight = weight[:, None, None, None] / 2
         result = dict(views)
         for role, values in views.items():
             # A map has the colours of its regions and none between them.
             share = torch.where(
-                paste, rectangles(values.shape[-1]), (weight > 0.5).float() if role == "segmentation" else weight
+                paste, rectangles(values.shape[-1]), torch.zeros_like(weight) if role == "segmentation" else weight
             )
             result[role] = values.clone()
             result[role][mixed] = values[mixed] + share * (others[role] - values[mixed])
@@ -323,7 +327,7 @@ class FreshViews:
 def _shrunk(values: Tensor, side: int) -> Tensor:
     if values.shape[-1] == side:
         return values
-    return F.interpolate(values, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(values, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
 def expose(photos: Tensor, gamma: Tensor, contrast: Tensor, colour: Tensor) -> Tensor:

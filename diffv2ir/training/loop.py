@@ -376,8 +376,9 @@ class Loop:
             # A shared model adds up its parts after every chunk: until the last one, each process would hold the whole.
             waits = nullcontext() if sync or self.shared else accelerator.no_sync(self.model)
             attention = sdpa_kernel(SDPBackend.MATH) if half_on_cpu(config) else nullcontext()
-            with accelerator.autocast(), attention, waits:
-                losses = self.loss(self.model, chunk)
+            with attention, waits:
+                with accelerator.autocast():
+                    losses = self.loss(self.model, chunk)
                 accelerator.backward(losses["loss"] / len(chunks))
             for key, value in losses.items():
                 values[key].append(value.item())

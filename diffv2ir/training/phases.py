@@ -311,11 +311,12 @@ def train_phase(
             band = latents.band(example, draw)
             batch.append(_sample(config, views, band, captions, example, draw))
             shown.append(views)
-        targets, texts, conditions, features = zip(*batch, strict=True)
+        targets, texts, conditions, features, sighted = zip(*batch, strict=True)
         joined = None if conditions[0] is None else torch.stack(conditions)
         head = partial(_seeing_loss, trained, seeing, features) if seeing else None
         picture = partial(_shown_loss, pictures, shown) if pictures else None
-        pictured = ["picture" in views for views in shown]
+        # Who sees no photo cannot make its picture, but the mean of all, by the latents.
+        pictured = [sees and "picture" in views for sees, views in zip(sighted, shown, strict=True)]
         weight = config.picture.latents if pictures else 1.0
         return objective(
             model, draws, torch.stack(targets), list(texts), joined,
@@ -574,8 +575,8 @@ def _seeing_loss(model: SeeingUNet, weight: float, features: Sequence[Tensor | N
 
 def _sample(
     config: PhaseConfig, views: dict[str, Tensor], band: str, captions: CaptionCache, example: Example, draw: Draw
-) -> tuple[Tensor, str, Tensor | None, Tensor | None]:
-    """Target latent, prompt, condition latents, and features of the photo, with condition dropout applied.
+) -> tuple[Tensor, str, Tensor | None, Tensor | None, bool]:
+    """Target latent, prompt, condition latents, features of the photo, and whether it is seen: with condition dropout.
 
     Args:
         views: the draw's, of `LatentCache` or `FreshViews`. band: of the target.
@@ -583,10 +584,12 @@ def _sample(
     # A stream of its own: the objective draws timestep and noise from `draw.generator()` itself.
     uniform = float(torch.rand((), generator=torch.Generator().manual_seed(draw.generator().initial_seed() ^ 0x5EED)))
     if config.phase == "1":
-        return views["infrared"], INFRARED_PROMPT, None, None
+        return views["infrared"], INFRARED_PROMPT, None, None, False
     if config.phase == "base":
-        return views["visible"], "" if uniform < config.dropout else captions.caption(example), None, None
+        return views["visible"], "" if uniform < config.dropout else captions.caption(example), None, None, False
     dropped = dropped_conditions(uniform, config.dropout, config.extra_dropout)
+    if band != known_band(example.band):  # which nothing but the prompt says
+        dropped = dropped.replace("T", "")
     visible = torch.zeros_like(views["visible"]) if "V" in dropped else views["visible"]
     null_map = config.without_map or "S" in dropped
     segmentation = torch.zeros_like(views["visible"]) if null_map else views["segmentation"]
@@ -594,8 +597,9 @@ def _sample(
     if prompt is None:
         prompt = build_prompt(captions.caption(example), band)
     prompt = "" if "T" in dropped else prompt
-    features = None if "V" in dropped else views.get("seen")
-    return views["infrared"], prompt, torch.cat([visible, segmentation]), features
+    sees = "V" not in dropped
+    features = views.get("seen") if sees else None
+    return views["infrared"], prompt, torch.cat([visible, segmentation]), features, sees
 
 
 def write_result(config: PhaseConfig, unet: nn.Module, start: Path, vlum: Path, folder: Path, bands: Set[str]) -> None:

@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import empty_device_cache
 from PIL import Image
 
 from diffv2ir.data import Example
-from diffv2ir.evaluate import OVERALL, save_sheet, score, spread, translate_examples
+from diffv2ir.evaluate import EVALUATION_SIZE, OVERALL, save_sheet, score, spread, translate_examples
 from diffv2ir.memory import place
 from diffv2ir.pipeline import DiffV2IRPipeline
 from diffv2ir.training.loop import process_state
@@ -35,8 +35,9 @@ def validate_bundle(
     pipe.set_progress_bar_config(disable=True)
     defaults = pipe.default_settings
     settings = defaults.replace(
-        style=pipe.styles[-1], sampler="dpmpp_2m", steps=min(STEPS, defaults.steps), seed=0, resolution=256
-    )
+        style=pipe.styles[-1], sampler="dpmpp_2m", steps=min(STEPS, defaults.steps), seed=0,
+        resolution=min(EVALUATION_SIZE, defaults.resolution),
+    )  # fmt: skip
     translations = translate_examples(pipe, spread(examples, IMAGES), settings)
     samples = output / "samples"
     samples.mkdir(parents=True, exist_ok=True)
