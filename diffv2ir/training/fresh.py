@@ -260,8 +260,8 @@ class FreshViews:
     ) -> dict[str, Tensor]:
         """The views, of which those at the places `mixed` have a part of another.
 
-        Those that are `pasted` have a rectangle of the other, photo and map. The rest is a mean of both photos, of which
-        the view's own, whose map and caption stay, shows more.
+        Those that are `pasted` have a rectangle of the other, photo and map. The rest is a mean of both photos; more of
+        the view's own shows, whose map and caption stay.
         """
         weight, *box = torch.from_numpy(numbers).float().to(self.device).T  # [M] each
 
