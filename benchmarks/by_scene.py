@@ -2,7 +2,7 @@
 
 `python -m benchmarks.by_scene --data DATASET benchmarks/baselines/results/scores.json` reads what `benchmarks.compare`
 wrote and prints, for each method, the mean over all pairs and the mean over scenes of each scene's mean, with 95 %
-bootstrap intervals over scenes.
+bootstrap intervals over scenes, and by how much the last method, ours, is ahead of each, scene by scene.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffv2ir.bootstrap import mean_interval
@@ -33,19 +33,27 @@ def main() -> None:
 
 def to_markdown(methods: Mapping[str, Mapping[str, Mapping[str, float]]], scene_of: Mapping[str, str]) -> str:
     """Methods -> example ids -> measures, and the scene of each example, as a table."""
+    last = list(methods)[-1]
     lines = [
-        "| method | pairs: PSNR, dB | SSIM | scenes: PSNR, dB (95 %) | SSIM (95 %) |",
-        "| --- | --- | --- | --- | --- |",
+        "| method | pairs: PSNR, dB | SSIM | scenes: PSNR, dB (95 %) | SSIM (95 %) "
+        f"| {last} less it, by scene: PSNR, dB | SSIM |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for method, images in methods.items():
-        pairs, scenes = [], []
+        pairs, scenes, leads = [], [], []
         for name, form in MEASURES.items():
             pairs.append(f"{statistics.fmean(row[name] for row in images.values()):{form}}")
             means = scene_means({key: row[name] for key, row in images.items()}, scene_of)
-            low, high = mean_interval(means)
-            scenes.append(f"{statistics.fmean(means):{form}} ({low:{form}} to {high:{form}})")
-        lines.append(f"| {method} | {' | '.join([*pairs, *scenes])} |")
+            scenes.append(_with_interval(means, form))
+            ahead = scene_means({key: methods[last][key][name] - row[name] for key, row in images.items()}, scene_of)
+            leads.append("" if method == last else _with_interval(ahead, form))
+        lines.append(f"| {method} | {' | '.join([*pairs, *scenes, *leads])} |")
     return "\n".join(lines)
+
+
+def _with_interval(values: Sequence[float], form: str) -> str:
+    low, high = mean_interval(values)
+    return f"{statistics.fmean(values):{form}} ({low:{form}} to {high:{form}})"
 
 
 def scene_means(values: Mapping[str, float], scene_of: Mapping[str, str]) -> list[float]:

@@ -61,7 +61,7 @@ def main() -> None:
 
 def few_of_each_scene(examples: Sequence[Example], most: int = 5) -> list[Example]:
     """At most so many examples of a scene, so that no video outweighs a camera."""
-    scenes: dict[tuple[str, str], list[Example]] = defaultdict(list)
+    scenes: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         scenes[example.place].append(example)
     return [example for scene in scenes.values() for example in spread(scene, most)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def write_file_atomically(path: Path, write: Callable[[Path], None], flush: bool
     process may write the same file meanwhile, with the same content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f".{os.getpid()}" if shared else ""
+    own = f".{uuid.uuid4().hex}" if shared else ""
     partial = path.with_name(f".{path.name}{own}.partial{path.suffix}")
     write(partial)
     if flush:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from diffv2ir import __version__
+from diffv2ir.code import code_hash
 from diffv2ir.data import Example
 from diffv2ir.evaluate import Translation, central_square, gray_square, settings_for
 from diffv2ir.imaging import ImageError, content_hash, open_image
@@ -26,7 +26,7 @@ RECORD = "pictures.jsonl"
 
 
 class KeptPictures:
-    """A folder of pictures, `ID.png`, with a record of what made each: bundle, photo, settings, version and device.
+    """A folder of pictures, `ID.png`, with a record of what made each: bundle, photo, settings, code and device.
 
     A picture is used again only if all of that is the same, and the file is as it was written.
 
@@ -37,7 +37,7 @@ class KeptPictures:
     def __init__(self, folder: Path, pipe: DiffV2IRPipeline, settings: GenerationSettings, without: Sequence[str] = ()):
         self.folder, self.settings = folder, settings
         place = [pipe.compute_device.type, str(pipe.unet.dtype)]
-        self._common = [__version__, PROTOCOL, pipe.bundle_sha256, _texts(pipe.folder), *place, sorted(without)]
+        self._common = [code_hash(), PROTOCOL, pipe.bundle_sha256, _texts(pipe.folder), *place, sorted(without)]
         self._known = _read(folder / RECORD)
 
     def find(self, examples: Iterable[Example]) -> dict[str, Translation]:

@@ -517,6 +517,7 @@ class DiffV2IRPipeline(DiffusionPipeline):
             )
         return outputs
 
+    @memory.falling_back
     def repaint(
         self,
         phase: str,

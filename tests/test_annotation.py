@@ -21,6 +21,7 @@ from diffv2ir.data.annotate import Annotator, annotate_shard, model_name
 from diffv2ir.data.annotation_job import annotate
 from diffv2ir.data.build import build
 from diffv2ir.data.cleaning import CleaningConfig
+from diffv2ir.data.shards import ANNOTATION_COLUMNS, read_table, write_table
 from diffv2ir.imaging import open_image
 from diffv2ir.vlum import caption_images, segmentation_map
 from train.data import main
@@ -62,6 +63,7 @@ def test_examples_get_captions_and_maps(plain, done, pipe):
     expected = segmentation_map(pipe.segmenter.masks(photo), photo.size, "regions")
     assert open_image(after["scene0"].segmentation).tobytes() == expected.convert("RGB").tobytes()
     assert after["scene1"].caption == before["scene1"].caption  # the data's own
+    assert after["scene0"].map_style == "regions" and before["scene0"].map_style == after["scene5"].map_style == ""
     assert after["scene5"].segmentation is None and after["scene5"].visible is None
     check_examples(after.values())
 
@@ -88,6 +90,16 @@ def test_without_ray_the_extra_is_named(data, bundle_folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(DataError, match=r"pip install .*ray\[data\]"):
         annotate(data, bundle_folder, engine="ray")
+
+
+def test_tables_of_earlier_versions_are_read_and_made_maps_are_not_taken_for_the_data_s_own(done, tmp_path):
+    older = shutil.copytree(done, tmp_path / "older")
+    for table in (older / "annotations").glob("*.parquet"):
+        rows = read_table(table, ANNOTATION_COLUMNS)
+        write_table(rows, {k: v for k, v in ANNOTATION_COLUMNS.items() if k != "map_style"}, table)
+    assert {example.map_style for example in read_examples(older)} == {""}
+    build([("folder", done)], tmp_path / "again", CleaningConfig(8, skip=("duplicate", "misaligned")))
+    assert all(example.segmentation is None for example in read_examples(tmp_path / "again"))
 
 
 class Killed(BaseException):

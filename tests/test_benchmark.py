@@ -175,8 +175,10 @@ def test_means_over_scenes_count_a_video_once():
     rows = {f"v{n}": {"psnr": 10.0, "ssim": 0.1} for n in range(9)} | {"a": {"psnr": 20.0, "ssim": 0.5}}
     scene_of = {key: f"camera/{key[0]}" for key in rows}
     assert by_scene.scene_means({key: row["psnr"] for key, row in rows.items()}, scene_of) == [10.0, 20.0]
-    line = by_scene.to_markdown({"ours": rows}, scene_of).splitlines()[-1]
-    assert line == "| ours | 11.00 | 0.140 | 15.00 (10.00 to 20.00) | 0.300 (0.100 to 0.500) |"
+    worse = {key: {"psnr": row["psnr"] - (key == "a"), "ssim": row["ssim"]} for key, row in rows.items()}
+    other, ours = by_scene.to_markdown({"other": worse, "ours": rows}, scene_of).splitlines()[-2:]
+    assert ours == "| ours | 11.00 | 0.140 | 15.00 (10.00 to 20.00) | 0.300 (0.100 to 0.500) |  |  |"
+    assert other.endswith("| 0.50 (0.00 to 1.00) | 0.000 (0.000 to 0.000) |")
 
 
 def test_level_error_tells_gain_and_offset_from_what_a_picture_shows():

@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
-from diffv2ir import files
 from diffv2ir.data import read_examples
 from diffv2ir.files import write_file_atomically
 from diffv2ir.imaging import open_image, to_tensor
@@ -121,9 +120,8 @@ def test_lines_that_were_cut_off_are_left_out(tmp_path):
     assert read_pairs(path) == {"a": "two", "b": "zwölf\n"} and read_pairs(tmp_path / "none") == {}
 
 
-def test_two_processes_may_make_the_same_file(tmp_path, monkeypatch):
-    path, pids = tmp_path / "a.bin", iter((1, 2))
-    monkeypatch.setattr(files.os, "getpid", lambda: next(pids))
+def test_two_may_make_the_same_file(tmp_path):
+    path = tmp_path / "a.bin"
 
     def slowly(partial):
         partial.write_bytes(b"ent")
@@ -153,6 +151,27 @@ def test_only_what_is_wanted_is_encoded(examples, vae, tmp_path, edge_radius):
     for example in examples:
         [(role, latent)] = alone.load(example, 1).items()
         assert role == "infrared" and torch.equal(latent, everything.load(example, 1)[role])
+
+
+def test_mirror_images_in_turn_are_not_those_of_all_examples_at_once(vae, tmp_path):
+    """Nor does an example see one of its two views twice in a row."""
+    view = dataclasses.replace(VIEW, flip="in_turn", zoom=1.0)
+    examples = read_examples(make_manifest_dataset(tmp_path / "data", pairs=8, infrared=0), split="train")
+    latents, first = LatentCache(tmp_path, vae, view, None), []
+    latents.fill(examples)
+    stored = [[load_file(latents._path(example, variant)) for variant in (0, 1)] for example in examples]
+    for example, variants in zip(examples, stored, strict=True):
+        shown = [latents.load(example, epoch)["visible"] for epoch in range(3)]
+        parts = [[_contains(whole["visible"], part) for whole in variants].index(True) for part in shown]
+        assert parts in ([0, 1, 0], [1, 0, 1])
+        first.append(parts[0])
+    assert set(first) == {0, 1}
+
+
+def _contains(whole, part):
+    """Whether a crop is cut from latents."""
+    windows = whole.float().unfold(1, part.shape[1], 1).unfold(2, part.shape[2], 1)  # [C, y, x, h, w]
+    return bool((windows == part[:, None, None]).all(dim=(0, 3, 4)).any())
 
 
 def test_maps_made_for_the_data_are_used_in_their_style_alone(examples, segmenter, tmp_path, caplog):

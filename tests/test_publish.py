@@ -165,3 +165,8 @@ def test_card_of_a_style_names_no_folder_of_this_machine(tmp_path):
     assert "| loss, first to last | 0.5000 to 0.2500 |" in card and "| 21.50 dB |" in card
     text = model_card({**record, "config": {**config, "phase": "1", "style": None}}, "me/base", "owner/sd", [])
     assert "pipeline_tag: text-to-image" in text and "--start me/base" in text
+    assert "base_model: owner/sd\n" in text and "[owner/sd](https://huggingface.co/owner/sd)" in text
+    released = model_card(record, "me/dusk", "m3fd", [])
+    assert "[m3fd](https://huggingface.co/datasets/Lidong26/IR-500K)" in released and "base_model" not in released
+    known = model_card(record, "me/dusk", "sd15@v1", [])
+    assert f"base_model: {hub.SOURCES['sd15'].repo_id}\n" in known

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from make_data import draw_scene
+from PIL import Image
 
-from diffv2ir.data import DataError
-from diffv2ir.data.build import find
+from diffv2ir.data import DataError, read_examples
+from diffv2ir.data.build import build, find
+from diffv2ir.data.cleaning import CleaningConfig
 from diffv2ir.data.shards import LONGEST_KEY
 from diffv2ir.data.sources import SOURCES, table
 from diffv2ir.data.splits import block
@@ -282,6 +284,16 @@ def test_frames_that_two_sources_show_are_one_scene(tree):
     places = {one.id: one.scene for one in find([("roadscene", roads), ("flir-aligned", aligned)])}
     assert places["roadscene-FLIR_00017"] == places["flir-aligned-FLIR_00013"] == "flir-adas-v1/FLIR_0"
     assert places["roadscene-c"] == "roadscene/c" and len(set(places.values())) == 4
+    # Built one by one, they are still one.
+    for key, root in (("roadscene", roads), ("flir-aligned", aligned)):
+        for number, path in enumerate(sorted(root.rglob("*.jp*g"))):
+            Image.new("RGB", (16, 16), (number, 9, 9)).save(path)
+        lenient = CleaningConfig(8, skip=("constant", "duplicate", "misaligned"))
+        build([(key, root)], root.parent / f"built-{key}", lenient)
+    built = {
+        e.id: e.place for key in ("roadscene", "flir-aligned") for e in read_examples(roads.parent / f"built-{key}")
+    }
+    assert built["roadscene-FLIR_00017"] == built["flir-aligned-FLIR_00013"] == "flir-adas-v1/FLIR_0"
 
 
 def test_images_of_raytron_are_scenes_by_folder_and_number(tmp_path):

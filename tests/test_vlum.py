@@ -16,6 +16,7 @@ from diffv2ir.vlum import (
     segmentation_colour,
     segmentation_map,
 )
+from diffv2ir.vlum import segment as segment_module
 from diffv2ir.vlum.prompt import known_band
 
 
@@ -50,6 +51,31 @@ def test_sampled_captions_repeat_with_their_seed(blip, scenes):
     by_seed = [caption_images(*blip, scenes, sample=True, seed=seed) for seed in range(4)]
     assert caption_images(*blip, scenes, sample=True, seed=2) == by_seed[2]
     assert len({tuple(captions) for captions in by_seed}) > 1
+
+
+def test_points_are_in_single_precision_where_the_device_knows_no_other(bundle_folder, monkeypatch):
+    segmenter = SamSegmenter.from_pretrained(bundle_folder / "segmenter")
+    image, kinds = Image.new("RGB", (60, 40), "red"), []
+    usual = segmenter.masks(image)
+    as_tensor = torch.as_tensor
+
+    def recorded(values, *arguments, **options):
+        if "device" in options and np.shape(values)[-1:] == (2,):  # to the device
+            kinds.append(np.asarray(values).dtype)
+        return as_tensor(values, *arguments, **options)
+
+    generator_class = segment_module.SamAutomaticMaskGenerator
+
+    def on_mps(*arguments, **options):
+        generator = generator_class(*arguments, **options)
+        segment_module._in_single_precision(generator)
+        return generator
+
+    monkeypatch.setattr(segment_module, "SamAutomaticMaskGenerator", on_mps)
+    monkeypatch.setattr(torch, "as_tensor", recorded)
+    masks = segmenter.masks(image)
+    assert kinds and set(kinds) == {np.dtype(np.float32)}
+    assert len(masks) == len(usual)
 
 
 def test_sampled_captions_go_on_after_the_opening_of_the_released_code(blip, scenes, monkeypatch, tmp_path):

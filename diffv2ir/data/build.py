@@ -225,7 +225,7 @@ def _entry(candidate: Candidate, measures: Measures, scene: str, split: str, is_
         "source": candidate.name,
         "band": found.band or candidate.source.band,
         "scene": scene.removeprefix(f"{candidate.name}/"),
-        "joined": scene if is_shared else None,
+        "joined": scene if is_shared or found.joined else None,
         "split": split,
         "caption": found.caption,
         "sha256": hashlib.sha256(together.encode()).hexdigest(),

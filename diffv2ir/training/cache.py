@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ FLAT_INFRARED = 2.5e-4
 IN_TURN = "in_turn"
 
 # What random numbers are drawn for.
-_VIEW, _CROP = range(2)
+_VIEW, _CROP, _TURN = range(3)
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,8 @@ class LatentCache:
 
     def batch(self, examples: Sequence[Example], draws: Sequence[Draw]) -> list[dict[str, Tensor]]:
         """The crops that belong to the draws of a training, see `load`."""
-        return [self.load(example, draw.epoch) for example, draw in zip(examples, draws, strict=True)]
+        with ThreadPoolExecutor() as pool:  # on a disk of a network each waits
+            return list(pool.map(self.load, examples, [draw.epoch for draw in draws]))
 
     def band(self, example: Example, draw: Draw) -> str:
         """The band of the infrared picture in the view that belongs to a draw: the camera's."""
@@ -286,7 +288,9 @@ class LatentCache:
 
     def load(self, example: Example, epoch: int) -> dict[str, Tensor]:
         """The crop of an example that belongs to `epoch`: float32 (C, crop / stride, crop / stride)."""
-        stored = load_file(self._path(example, epoch % self.view.variants))
+        # Mirror images in turn, but not those of all examples in the same epoch.
+        turn = random_integer(1, self._cutter.generator(example, 0, _TURN)) if self.view.flip == IN_TURN else 0
+        stored = load_file(self._path(example, (epoch + turn) % self.view.variants))
         side = self.view.crop // self._stride
         height, width = next(iter(stored.values())).shape[1:]
         top, left = self._cutter.place(example, epoch, (height - side, width - side))
@@ -297,8 +301,10 @@ class LatentCache:
         parameter = next(self.vae.parameters())
         views: dict[tuple[int, int], list] = {}  # by size: images of one size are encoded together
         entries: list[dict[str, Tensor]] = [{} for _ in batch]
-        for number, (example, variant) in enumerate(batch):
-            for role, view in self._cutter.cut(self.roles(example), example, variant).items():
+        with ThreadPoolExecutor() as pool:
+            cut = list(pool.map(lambda entry: self._cutter.cut(self.roles(entry[0]), *entry), batch))
+        for number, own in enumerate(cut):
+            for role, view in own.items():
                 if role in self._wanted:
                     views.setdefault(view.size, []).append((number, role, to_tensor(view)))
         for same in views.values():

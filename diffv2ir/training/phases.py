@@ -291,7 +291,10 @@ def train_phase(
     check_start(config, start)
     unet = _initial_unet(config, parts)
     before = _weights_before(unet) if config.start_share else {}
-    pictures = _picture_loss(config, parts) if config.picture else None  # raises now, not after the caches are filled
+    # These raise now, not after the caches are filled.
+    prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
+    objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
+    pictures = _picture_loss(config, parts) if config.picture else None
     processes = process_state()
     _hash_files(chosen, cache)
     if latest_checkpoint(output) and recorded_examples(output) not in (None, examples_hash(chosen)):
@@ -301,8 +304,6 @@ def train_phase(
     latents, captions = _fill_caches(config, parts, chosen, cache, vlum, teacher, unseen)
     seeing = config.fresh.seeing if config.fresh else 0.0
     trained = _with_head(unet, latents, chosen, config.loop.seed) if seeing else unet
-    prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
-    objective = DiffusionObjective(parts.scheduler, prompts, parts.vae.config.scaling_factor, config.noise)
 
     def loss(model: nn.Module, draws: list[Draw]) -> dict[str, Tensor]:
         drawn = [chosen[draw.index] for draw in draws]

@@ -13,6 +13,7 @@ from typing import Any
 from diffv2ir.data import Example
 from diffv2ir.errors import first_line
 from diffv2ir.hub import HubError
+from diffv2ir.hub_sources import HUB_ID, Source, named
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CARD = """---
@@ -101,17 +102,21 @@ def write_card(result: Path, history: Path, repo_id: str, start: str, examples: 
     (result / "README.md").write_text(model_card(record, repo_id, start, examples), encoding="utf-8")
 
 
+def _start_on_hub(start: str) -> Source | None:
+    """What a name of `locate_start` is on the hub; None if it is not there."""
+    match = HUB_ID.fullmatch(start)
+    return named(start) or (Source(match[1], "where a training started") if match else None)
+
+
 def model_card(record: dict[str, Any], repo_id: str, start: str, examples: Sequence[Example]) -> str:
     """The card of a result, from the configuration and the log of its training. Arguments as of `write_card`."""
     phase = record["config"]["phase"]
     bundle = phase in ("2", "3")
-    local = Path(start).exists() or not _REPO_ID.fullmatch(start.partition("@")[0])
-    rows = _rows(
-        record, "a folder" if local else f"[{start}](https://huggingface.co/{start.partition('@')[0]})", examples
-    )
+    source = None if Path(start).exists() else _start_on_hub(start)
+    rows = _rows(record, f"[{start}]({source.page})" if source else "a folder", examples)
     return _CARD.format(
         task="image-to-image" if bundle else "text-to-image",
-        base="" if local else f"base_model: {start.partition('@')[0]}\n",
+        base=f"base_model: {source.repo_id}\n" if source and source.repo_type == "model" else "",
         name=repo_id.partition("/")[2],
         what="A colour photo in, an infrared picture out: a bundle of DiffV2IR."
         if bundle

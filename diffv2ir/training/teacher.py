@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffv2ir.data import Example
+from diffv2ir.data import DataError, Example
 from diffv2ir.edges import follow_edges_of_batch, gray_levels
 from diffv2ir.efficientnet import EfficientNetLite0, imagenet_network, network_levels
 from diffv2ir.files import write_file_atomically
@@ -163,12 +163,13 @@ def train_teacher(examples: Sequence[Example], output: Path, config: TeacherConf
     """Train on the pairs of `examples`; returns `output`, from which `Teacher` loads it. Resumable, idempotent.
 
     Raises:
+        DataError: there is nothing to learn from.
         TrainingError: the package with the ImageNet weights is not installed, or `output` holds a network of another
             width, or more networks. See also `Loop`.
     """
     chosen = [e for e in examples if e.kind in config.kinds and e.visible and e.infrared]
     if not chosen:
-        raise TrainingError(f"no example of kinds {config.kinds} with both images")
+        raise DataError(f"the teacher has no example of kinds {config.kinds} with both images")
     folders = [output / f"member{number}" for number in range(len(config.members))]
     if surplus := sorted(set(output.glob("member*")) - set(folders)):
         raise TrainingError(f"the configuration has no {surplus[0].name}, {output} has: choose another output folder")

@@ -31,7 +31,8 @@ def follow(work: Callable[[Tell], Iterable[Any]], cancelled: Callable[[], bool] 
 
     Args:
         work: called in a thread, with a function that hands an event over and returns False once the work should end:
-            `cancelled()` is true or this iterator was closed. In the latter case it may go on to there: see `settle`.
+            `cancelled()` is true or this iterator was closed. The work goes on until it next tells something; `settle`
+            waits for that.
     """
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     closed = threading.Event()

@@ -48,13 +48,13 @@ def by_name(
 
         def handle(*values: Any) -> Iterator[Any]:
             with told_to_the_user():
-                yield from method(dict(zip(names, values, strict=True)))
+                yield from method(_named(names, values))
 
     else:
 
         def handle(*values: Any) -> Any:
             with told_to_the_user():
-                return method(dict(zip(names, values, strict=True)))
+                return method(_named(names, values))
 
     parameter = inspect.Parameter.POSITIONAL_OR_KEYWORD
     handle.__signature__ = inspect.Signature(
@@ -65,6 +65,14 @@ def by_name(
     )
     handle.__doc__ = method.__doc__
     return handle
+
+
+def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """The values by name; a session among them is in use."""
+    data = dict(zip(names, values, strict=True))
+    if "session" in data:
+        data["session"].touch()
+    return data
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from diffv2ir.ui.requests import connect_start_and_stop
 from diffv2ir.ui.upload import Upload
 
 if TYPE_CHECKING:
+    from diffv2ir.pipeline import DiffV2IRPipeline
+    from diffv2ir.settings import GenerationSettings
     from diffv2ir.ui.page import Page
     from diffv2ir.ui.session import Session
 
@@ -173,7 +175,8 @@ class GridTab:
         if not data["photo"]:
             raise ValueError("choose a photo on the Translate tab first")
         grid, session, measure = self._plan(data), data["session"], data["measure"]
-        pipe, condition, started = self.page.pipe, self._condition(data), time.monotonic()
+        pipe, started = self.page.pipe, time.monotonic()
+        condition = self._condition(data, pipe, grid.cells[0].settings)
         folder, total = served_folder(), len(grid.cells)
         session.grid = results = []
         yield status(_cost(grid, session), 0, total), [], None, None
@@ -233,13 +236,13 @@ class GridTab:
             has_caption=has_caption,
         )
 
-    def _condition(self, data: dict[str, Any]) -> Condition:
-        preparation = self.page.translate.read_settings(data).preparation
+    def _condition(self, data: dict[str, Any], pipe: DiffV2IRPipeline, settings: GenerationSettings) -> Condition:
+        """Captions and maps for the cells; a caption that is drawn, by the seed of `settings`."""
 
         def condition(use_caption: bool, use_map: bool):
             caption = data["caption"] if use_caption else ""
             return data["session"].condition(
-                self.page.pipe, data["photo"], caption, use_map, own_map=data["own_map"], **preparation
+                pipe, data["photo"], caption, use_map, own_map=data["own_map"], **settings.preparation
             )
 
         return condition

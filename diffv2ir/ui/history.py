@@ -94,9 +94,10 @@ class HistoryTab:
 
 def _number(session: Session, event: gr.SelectData) -> int:
     """Of the clicked picture: places in the gallery shift when the oldest picture goes."""
+    session.touch()
     with told_to_the_user():
         if event.index >= len(session.results):
-            raise ValueError("this picture is no longer kept: nothing was done here for an hour")
+            raise ValueError("this picture is no longer kept")
         return session.results[event.index].number
 
 

@@ -94,7 +94,7 @@ LAUNCH_OPTIONS: dict[str, Any] = dict(
     footer_links=["api", "settings"],
     max_file_size="64mb",
     ssr_mode=False,
-    state_session_capacity=200,  # a program has a session for each of its clients
+    state_session_capacity=1000,  # a program has a session for each of its clients
 )
 
 
@@ -121,7 +121,8 @@ class Page:
 
     @property
     def pipe(self) -> DiffV2IRPipeline:
-        """The loaded pipeline; waits for it, and until work whose visitor has gone is off it. For handlers."""
+        """The loaded pipeline; waits for it, and until work whose visitor has gone is off it. For handlers, not for the
+        work that they `follow`, which would wait for itself."""
         settle()
         return self.model.get()
 

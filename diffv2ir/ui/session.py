@@ -154,6 +154,7 @@ class Session:
 
     def stop(self) -> None:
         """End all requests so far at their next step."""
+        self.touch()
         self._stopped = self.request
 
     def forget(self) -> None:

@@ -73,6 +73,7 @@ class Viewer:
         return _small(result.photo) if view == VISIBLE else infrared
 
     def _switch(self, session: Session, view: str, palette: str) -> tuple[Any, dict[str, Any]]:
+        session.touch()
         shown = gr.skip() if session.shown is None else self.of(session.shown, view, palette)
         return shown, gr.update(value=_bar(palette), visible=view == PALETTE)
 

@@ -153,6 +153,8 @@ class SamSegmenter(ModelMixin, ConfigMixin):
             box_nms_thresh=self.config.box_nms_thresh,
             min_mask_region_area=self.config.min_mask_region_area,
         )
+        if self.device.type == "mps":
+            _in_single_precision(generator)
         found = generator.generate(pixels)
         if self.config.edge_radius:
             found.sort(key=lambda entry: -entry["predicted_iou"])
@@ -176,6 +178,13 @@ class SamSegmenter(ModelMixin, ConfigMixin):
             if mask.sum() >= smallest and all(_overlap(mask, one) < self.config.box_nms_thresh for one in kept):
                 kept.append(mask)
         return kept
+
+
+def _in_single_precision(generator: SamAutomaticMaskGenerator) -> None:
+    """Let points be float32: segment-anything's are of a kind that Apple's GPUs do not have."""
+    transform = generator.predictor.transform
+    apply = transform.apply_coords
+    transform.apply_coords = lambda points, size: apply(points, size).astype(np.float32)
 
 
 def _whole_regions(mask: np.ndarray, regions: np.ndarray) -> np.ndarray:

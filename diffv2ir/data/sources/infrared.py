@@ -75,8 +75,9 @@ def _seeds(file: Path) -> set[str]:
 
 def _folder(root: Path) -> Iterator[Found]:
     for example in read_examples(root):
+        came = None if example.map_style else example.segmentation  # one that was made can be made again
         yield Found(
-            example.id, example.scene, example.infrared, example.visible, example.split, example.segmentation,
+            example.id, example.scene, example.infrared, example.visible, example.split, came,
             example.caption, example.kind, example.source, example.band or None, example.joined,
         )  # fmt: skip
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from diffv2ir import __version__, bundle
+from diffv2ir import bundle
+from diffv2ir.code import code_hash
 from diffv2ir.efficientnet import EfficientNetView
 from diffv2ir.files import write_file_atomically
 from diffv2ir.measures import MEASURES
@@ -36,9 +37,9 @@ class Cells:
     def path(self, key: Mapping[str, Any]) -> Path:
         """Where the cell of `key` lies, or will lie.
 
-        Cells that another version of the package drew, or that measured less than is measured now, are not found.
+        Cells that other code of the package drew, or that measured less than is measured now, are not found.
         """
-        measures = {"measures": sorted(MEASURES), "version": __version__}
+        measures = {"measures": sorted(MEASURES), "code": code_hash()}
         if self._views:
             measures["views"] = self._views
         return self.folder / f"{digest({**key, **measures})}.json"

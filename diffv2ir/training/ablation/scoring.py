@@ -79,9 +79,12 @@ def choose_pairs(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    examples = read_examples(data, "test" if split == "test" else "train", ["pairs"], sources)
-    if split != "test":
-        train, validation = read_parts(data, choose=set(examples).__contains__)
+    if split == "test":
+        examples = read_examples(data, "test", ["pairs"], sources)
+    else:
+        train, validation = read_parts(
+            data, choose=lambda e: e.kind == "pairs" and (sources is None or e.source in sources)
+        )
         examples = validation if split == "validation" else train
     if not examples:
         raise DataError(f"{data} has no pairs of sources {sources} in its {split} part; choose another split")
