@@ -2,8 +2,8 @@
 
 `python benchmarks/training.py` prints a table in Markdown; `--json FILE` writes its figures. Both sides run in this one
 process, one after the other, from the same weights, with the same batches, noise and settings; so their losses must be
-the same. Our side reads cached latents from disk and caches texts, as a training does; filling the caches is not timed. There are few
-of both: no file is read from a slow disk, and no text is encoded in a timed step.
+the same. Our side reads cached latents from disk and caches texts, as a training does; filling the caches is not timed.
+There are few of both: no file is read from a slow disk, and no text is encoded in a timed step.
 `--config train/configs/sd15/12gb/phase2.yaml` takes the settings of a training; the example loop, which has no such
 setting, keeps its average on the device in any case.
 """
