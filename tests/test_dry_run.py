@@ -75,7 +75,8 @@ def test_counts_are_those_of_built_models(name, start, bundle_folder, data):
 
 
 def test_options_that_save_memory(start, bundle_folder, data, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    for module in ("bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, module, None)
     loop = replace(LOOP, optimizer="adamw8bit", ema_device="cpu")
     small = dry_run(replace(PHASES["2"], loop=loop), data, start, bundle_folder)
     (problem,) = small.missing
