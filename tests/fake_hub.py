@@ -9,7 +9,12 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub.file_download
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".safetensors", ".ckpt", ".pth", ".bin")
@@ -42,7 +47,18 @@ class FakeHub:
 
 
 @contextmanager
-def running_hub():
+def running_hub(cache: Path):
+    """The hub for huggingface_hub, whose cache is `cache`; it does not wait before it asks again."""
+    with _running() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
+        yield hub
+
+
+@contextmanager
+def _running():
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.hub = FakeHub(f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -28,15 +28,9 @@ FILES = {"config.json": b"{}", "part/model.safetensors": b"w" * 4000, "notes.txt
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
-    with running_hub() as server:
+def server(tmp_path):
+    with running_hub(tmp_path / "cache") as server:
         server.repositories = {"models/owner/model": dict(FILES), "datasets/owner/set": {FILE.file: b"c" * 3000}}
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
         yield server
 
 

@@ -4,7 +4,6 @@ import json
 import sys
 from dataclasses import replace
 
-import huggingface_hub.file_download
 import pytest
 from fake_hub import COMMIT, running_hub
 from huggingface_hub import constants
@@ -13,7 +12,7 @@ from make_data import make_manifest_dataset, make_start_folder
 from diffv2ir import bundle, hub
 from diffv2ir.data import read_examples
 from diffv2ir.training.publish import model_card
-from diffv2ir.training.starts import _source, locate_start
+from diffv2ir.training.starts import hub_source, locate_start
 from train import launch
 
 PHASE2 = (
@@ -33,7 +32,7 @@ def start(bundle_folder, tmp_path_factory):
 
 @pytest.fixture
 def server(start, bundle_folder, monkeypatch, tmp_path):
-    with running_hub() as server:
+    with running_hub(tmp_path / "cache") as server:
         extra = {"unet/diffusion_pytorch_model.fp16.safetensors": b"half", "unet/diffusion_pytorch_model.bin": b"old"}
         server.repositories = {
             "models/owner/base": contents(start) | extra,
@@ -41,12 +40,6 @@ def server(start, bundle_folder, monkeypatch, tmp_path):
             "models/owner/theirs": {},
         }
         server.read_only = {"models/owner/theirs"}
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         monkeypatch.setenv("HF_TOKEN", "hf_test")
         yield server
@@ -145,10 +138,10 @@ def test_what_start_may_be(server, bundle_folder, tmp_path, monkeypatch):
     assert locate_start("owner/base@" + COMMIT).name == COMMIT
     with pytest.raises(hub.HubError, match="there is no revision 'older'"):
         locate_start("owner/base@older")
-    assert _source("sd15") is hub.SOURCES["sd15"] is _source(hub.SOURCES["sd15"].repo_id)
-    assert _source("sd15@" + COMMIT) == replace(hub.SOURCES["sd15"], revision=COMMIT)
-    assert _source("sam") is None  # a single file
-    assert _source("/not/there") is None and _source(f"{hub.SOURCES['sd15'].repo_id}@main").revision == "main"
+    assert hub_source("sd15") is hub.SOURCES["sd15"] is hub_source(hub.SOURCES["sd15"].repo_id)
+    assert hub_source("sd15@" + COMMIT) == replace(hub.SOURCES["sd15"], revision=COMMIT)
+    assert hub_source("sam") is None  # a single file
+    assert hub_source("/not/there") is None and hub_source(f"{hub.SOURCES['sd15'].repo_id}@main").revision == "main"
 
 
 def test_card_of_a_style_names_no_folder_of_this_machine(tmp_path):

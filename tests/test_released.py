@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 from fake_hub import COMMIT, running_hub
-from huggingface_hub import constants
 from official_layout import make_checkpoint, make_official
 from transformers import BlipForConditionalGeneration
 
@@ -52,12 +51,8 @@ def server(repositories, bundle_folder, monkeypatch, tmp_path):
     for name, source in SOURCES.items():
         monkeypatch.setitem(SOURCES, name, replace(source, revision=COMMIT, sha256=None))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
-    with running_hub() as server:
+    with running_hub(tmp_path / "hub") as server:
         server.repositories = repositories
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         yield server
 
 

@@ -114,6 +114,7 @@ def test_a_session_that_nobody_uses_forgets(pipe, photo, conditioning, monkeypat
     idle, at_work = Session(), Session()
     output = pipe.generate(conditioning, pipe.default_settings.replace(steps=1, seed=0))
     for session in (idle, at_work):
+        session.begin()
         session.add(photo, output)
         session.understand(pipe, photo, 64)
     now[0] = 3000.0

@@ -159,15 +159,14 @@ def _crops_with_their_frames(examples: list[Example]) -> list[Example]:
     """
     scenes = defaultdict(dict)  # recording and split -> frame -> scene
     for example in examples:
-        if example.kind == "pairs" and (number := _PAIR_OF_RECORDING.fullmatch(example.id)):
-            scenes[example.source, example.split][int(number[1])] = example.place
+        if example.kind == "pairs" and (frame := _frame(example)) is not None:
+            scenes[example.source, example.split][frame] = example.place
     gathered = []
     for example in examples:
-        number = _CROP.search(example.id) if example.kind == "crops" and example.scene == example.id else None
-        if number is None:
+        frame = _frame(example) if example.kind == "crops" and example.scene == example.id else None
+        if frame is None:
             gathered.append(example)
             continue
-        frame = int(number[1])
         pairs = scenes[_RECORDINGS.get(example.source), example.split]
         nearest = min(pairs, key=lambda other: abs(other - frame), default=None)
         near = nearest is not None and abs(nearest - frame) <= _FRAMES
@@ -181,26 +180,25 @@ def near_frames(examples: Sequence[Example], others: Sequence[Example]) -> set[s
 
     As near as crops take the scene of a pair: so many frames that the scene is likely the same.
     """
+    partner = {"crops": "pairs", "pairs": "crops"}
     frames = defaultdict(list)
-    for kind, recording, frame in filter(None, map(_frame, others)):
-        frames[kind, recording].append(frame)
+    for other in others:
+        if (frame := _frame(other)) is not None:
+            frames[other.kind, _RECORDINGS.get(other.source, other.source)].append(frame)
     found = set()
     for example in examples:
-        if place := _frame(example):
-            kind, recording, frame = place
-            other = "pairs" if kind == "crops" else "crops"
-            if any(abs(number - frame) <= _FRAMES for number in frames[other, recording]):
+        if (frame := _frame(example)) is not None:
+            near = frames[partner[example.kind], _RECORDINGS.get(example.source, example.source)]
+            if any(abs(number - frame) <= _FRAMES for number in near):
                 found.add(example.id)
     return found
 
 
-def _frame(example: Example) -> tuple[str, str, int] | None:
-    """Kind, recording and frame of a crop or a pair whose name tells."""
-    if example.kind == "crops" and example.source in _RECORDINGS and (number := _CROP.search(example.id)):
-        return "crops", _RECORDINGS[example.source], int(number[1])
-    if example.kind == "pairs" and (number := _PAIR_OF_RECORDING.fullmatch(example.id)):
-        return "pairs", example.source, int(number[1])
-    return None
+def _frame(example: Example) -> int | None:
+    """The frame of a recording that a crop was cut from, or that a pair is, by its name."""
+    patterns = {"crops": _CROP.search, "pairs": _PAIR_OF_RECORDING.fullmatch}
+    number = patterns[example.kind](example.id) if example.kind in patterns else None
+    return None if number is None else int(number[1])
 
 
 def _read_folders(folder: Path) -> list[Example]:

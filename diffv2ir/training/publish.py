@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,9 @@ from typing import Any
 from diffv2ir.data import Example
 from diffv2ir.errors import first_line
 from diffv2ir.hub import HubError
-from diffv2ir.hub_sources import HUB_ID, Source, named
+from diffv2ir.hub_sources import HUB_ID, named
+from diffv2ir.training.starts import hub_source
 
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CARD = """---
 library_name: diffusers
 pipeline_tag: {task}
@@ -61,7 +60,8 @@ def check_target(repo_id: str) -> None:
     """
     from huggingface_hub import HfApi, get_token
 
-    if not _REPO_ID.fullmatch(repo_id):
+    match = HUB_ID.fullmatch(repo_id)
+    if match is None or match[2]:
         raise PushError(f"--push-to-hub expects OWNER/NAME, got {repo_id!r}")
     if get_token() is None:
         raise PushError(f"{repo_id}: there is no access token; log in with `hf auth login`, or set HF_TOKEN")
@@ -102,17 +102,11 @@ def write_card(result: Path, history: Path, repo_id: str, start: str, examples: 
     (result / "README.md").write_text(model_card(record, repo_id, start, examples), encoding="utf-8")
 
 
-def _start_on_hub(start: str) -> Source | None:
-    """What a name of `locate_start` is on the hub; None if it is not there."""
-    match = HUB_ID.fullmatch(start)
-    return named(start) or (Source(match[1], "where a training started") if match else None)
-
-
 def model_card(record: dict[str, Any], repo_id: str, start: str, examples: Sequence[Example]) -> str:
     """The card of a result, from the configuration and the log of its training. Arguments as of `write_card`."""
     phase = record["config"]["phase"]
     bundle = phase in ("2", "3")
-    source = None if Path(start).exists() else _start_on_hub(start)
+    source = None if Path(start).exists() else named(start) or hub_source(start)
     rows = _rows(record, f"[{start}]({source.page})" if source else "a folder", examples)
     return _CARD.format(
         task="image-to-image" if bundle else "text-to-image",

@@ -51,7 +51,7 @@ def locate_start(name: str, fetch: bool = True) -> Path:
         if not fetch and not released_folder(name).is_dir():
             raise hub.HubError(f"{name} {NOT_HERE}")
         return bundle.resolve(name)
-    source = _source(name)
+    source = hub_source(name)
     if Path(name).is_dir() or source is None:
         return Path(name)
     if not fetch:
@@ -113,11 +113,12 @@ def part_problems(folder: Path, names: tuple[str, ...]) -> list[str]:
 
 def is_sd15(name: str) -> bool:
     """Whether `locate_start` takes a name for Stable Diffusion 1.5, of whichever commit."""
-    source = _source(name)
+    source = hub_source(name)
     return source is not None and source.repo_id == hub.SOURCES["sd15"].repo_id
 
 
-def _source(name: str) -> hub.Source | None:
+def hub_source(name: str) -> hub.Source | None:
+    """The folder on the hub that `locate_start` takes a name for; None if it is none, as a single file."""
     source = hub.named(name)
     if source is not None:
         return source if source.file is None else None

@@ -175,7 +175,6 @@ class Session:
 
     def add(self, photo: Image.Image, output: Output, name: str = "") -> Result:
         """Keep a result, which is then the one shown; the oldest go when there are too many, or they are too large."""
-        self.touch()
         self._count += 1
         if output.evaluations:
             self.evaluation_seconds = output.timings.get("denoise", 0.0) / output.evaluations
@@ -201,7 +200,6 @@ class Session:
         Raises:
             ImageError: the photo cannot be used.
         """
-        self.touch()
         image = imaging.open_image(photo)
         return self._understand(pipe, image, imaging.content_hash(image), {"resolution": resolution, **preparation})
 
@@ -220,7 +218,6 @@ class Session:
         Raises:
             ImageError: the photo or the map cannot be used.
         """
-        self.touch()
         image = imaging.open_image(photo)
         key = imaging.content_hash(image)
         preparation["resolution"] = resolution

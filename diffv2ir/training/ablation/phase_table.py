@@ -19,7 +19,7 @@ from diffv2ir.scores import View
 from diffv2ir.settings import GENERAL_STYLE, GenerationSettings
 from diffv2ir.training.ablation import report
 from diffv2ir.training.ablation.cells import Cells, device_name, model_hash
-from diffv2ir.training.ablation.scoring import Draw, Photos, generating, load_pipe, score_cell
+from diffv2ir.training.ablation.scoring import Draw, Photos, generating, load_pipe, score_cell, warm_up
 from diffv2ir.training.ablation.trainings import Trainings
 from diffv2ir.training.learnt import digest, examples_hash
 from diffv2ir.training.loop import process_state
@@ -190,7 +190,7 @@ class PhaseTable:
         draw = (
             _repainting(pipe, settings, variant.repaints) if variant.repaints else generating(pipe, settings, without)
         )
-        draw(photos.examples[0], photos.conditionings[0])  # untimed: the first pays for what a device sets up
+        warm_up(photos, draw)
         return score_cell(photos, settings, draw)
 
     def _write(self, rows: list[report.Row], photos: Photos) -> None:

@@ -54,7 +54,7 @@ def sweep(
 
     def measure(own: GenerationSettings) -> dict[str, Any]:
         if not cells.computed:
-            warm_up(pipe, photos)
+            warm_up(photos, generating(pipe, photos.settings.replace(steps=1)))
         return score_cell(photos, own, generating(pipe, own))
 
     rows: list[report.Row] = []
