@@ -224,6 +224,23 @@ def test_a_killed_worker_is_replaced(data, done, bundle_folder, monkeypatch):
     assert (data / "killed").exists() and annotations(data) == annotations(done)
 
 
+def test_a_shard_whose_result_is_lost_with_its_pool_counts(data, done, bundle_folder, monkeypatch):
+    annotator, pools = Annotator(bundle_folder, "cpu"), []
+
+    def breaking(folder, bundle, shards, workers):
+        pools.append(list(shards))
+        results = (annotation_job.attempt(folder, shard, annotator) for shard in shards)
+        if len(pools) == 1:
+            next(results)
+            return
+        yield from results
+
+    monkeypatch.setattr(annotation_job, "_pool", breaking)
+    assert annotate(data, bundle_folder, workers=2) == 5
+    assert pools == [["00000.tar", "00001.tar", "00002.tar"], ["00001.tar", "00002.tar"]]
+    assert annotations(data) == annotations(done)
+
+
 def test_a_shard_that_kills_its_worker_is_given_up_and_the_others_are_done(data, bundle_folder, monkeypatch):
     monkeypatch.setattr(annotation_job, "_work", killed_always)
     monkeypatch.setattr(annotation_job, "RETRIES", 1)

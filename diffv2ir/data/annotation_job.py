@@ -172,6 +172,12 @@ def _local(folder: Path, bundle: Path, shards: Sequence[str], workers: int) -> I
             yield result
         if not undone:
             continue
+        # A shard that was finished just then is done, though its result was lost with the others.
+        model = model_name(bundle)
+        for shard in [shard for shard in turn if shard in undone and is_done(folder, shard, model)]:
+            undone.remove(shard)
+            left.remove(shard)
+            yield shard, progress(folder, shard)[1], ""
         logger.warning("a worker was killed, perhaps for want of memory; %d shards are left", len(left))
         killed = [shard for shard in turn if shard in undone and progress(folder, shard)[0] != before[shard]]
         in_vain += not killed
